@@ -1,0 +1,1 @@
+"""Wing: weights from and to other frameworks."""

@@ -1,0 +1,74 @@
+"""The MLP and the transformer block with its membrane shortcut."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from a2os2a_jax.modules import neuron
+from a2os2a_jax.modules.attention import SpikingSelfAttention
+from a2os2a_jax.modules.linear import linear, param_dtype
+from a2os2a_jax.modules.norm import BatchNorm
+
+SHORTCUTS = ("full", "attention")
+
+
+class MLP(nn.Module):
+    """BN(Linear(SN(BN(Linear(S))))), [B, T, N, D] spikes -> [B, T, N, D] membrane.
+
+    hidden: width between the two linear maps, both with bias.
+    """
+
+    hidden: int
+    neuron: Mapping[str, Any]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, s: jax.Array, train: bool) -> jax.Array:
+        def layer(name, features, x):
+            x = linear(features, bias=True, dtype=self.dtype, name=f"{name}_linear")(x)
+            norm = BatchNorm(param_dtype=param_dtype(self.dtype), name=f"{name}_bn")
+            return norm(x, train)
+
+        x = layer("fc1", self.hidden, s)
+        x = neuron.make("binary", self.neuron, dtype=self.dtype, name="fc1_neuron")(x)
+        return layer("fc2", s.shape[-1], x)
+
+
+class Block(nn.Module):
+    """Equations 15 to 17, (S, U) -> (S, U), spikes and membrane [B, T, N, D].
+
+        U' = attention(S) + U           (U' = U without attention)
+        S' = SN(U')
+        S  = SN(MLP(S') + U')
+        U  = MLP(S') + U'               shortcut "full"
+           = U'                         shortcut "attention"
+
+    Source: Guo et al. 2025, arXiv:2503.00226; the paper leaves the second U open.
+    """
+
+    dim: int
+    heads: int
+    attention: Mapping[str, Any]
+    neuron: Mapping[str, Any]
+    shortcut: str
+    mlp_ratio: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, s: jax.Array, u: jax.Array, train: bool):
+        if self.attention["kind"] != "none":
+            u = u + SpikingSelfAttention(
+                dim=self.dim,
+                heads=self.heads,
+                options=self.attention,
+                neuron=self.neuron,
+                dtype=self.dtype,
+                name="attention",
+            )(s, train)
+        s = neuron.make("binary", self.neuron, dtype=self.dtype, name="mid_neuron")(u)
+        mlp = MLP(self.mlp_ratio * self.dim, self.neuron, self.dtype, name="mlp")
+        out = mlp(s, train) + u
+        s = neuron.make("binary", self.neuron, dtype=self.dtype, name="out_neuron")(out)
+        return s, (out if self.shortcut == "full" else u)

@@ -1,0 +1,51 @@
+"""Linear maps and convolutions as the whole field initialises them."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# timm's trunc_normal_(std=0.02) truncates at ±2 absolute, 100 standard deviations.
+INIT = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
+
+
+def linear(features: int, *, bias: bool, dtype, name: str) -> nn.Dense:
+    """[..., D] -> [..., features]."""
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=param_dtype(dtype),
+        kernel_init=INIT,
+        name=name,
+    )
+
+
+def conv3x3(features: int, *, dtype, name: str) -> nn.Conv:
+    """[..., H, W, C] -> [..., H, W, features], stride 1, zero padding 1, no bias."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        padding=1,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=param_dtype(dtype),
+        kernel_init=INIT,
+        name=name,
+    )
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3, stride 2, padded by one with minus infinity: [..., H, W, C] halved.
+
+    A tie sends its gradient to the first maximum in row-major order, as in PyTorch.
+    """
+    y = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
+    y = nn.max_pool(y, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    return y.reshape(*x.shape[:-3], *y.shape[-3:])
+
+
+def param_dtype(dtype):
+    """Parameters are float32, and float64 only where everything is."""
+    return jnp.promote_types(dtype, jnp.float32)
