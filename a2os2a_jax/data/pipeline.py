@@ -1,0 +1,219 @@
+"""The protocol every source keeps: a set is a size, and a way from indices to a batch.
+
+    indices [B] --fetch, host--> what travels --gather, device--> {"image", "label"}
+
+Sets that fit in memory live on the devices and only indices travel; generated sets are
+a pure function of the index; streamed sets decode in `fetch` and their gather passes on
+what came. The caller never changes, and may run many steps in one dispatch.
+
+The order is a pure function of (seed, step), so the step number alone is the position
+in the data: resuming is exact, with no iterator to save.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+# Which examples are held out never depends on the seed of a run: scores of two seeds
+# must be scores on the same examples.
+SPLIT_SEED = 2503
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples 0 .. size-1. In full: `gather(resident, fetch(indices))`.
+
+    Attributes:
+      size: number of examples; of a fresh split, examples that count as one epoch.
+      fetch: on the host, indices [B] -> what travels to the devices.
+      resident: arrays that `gather` needs, placed once on the devices; () if none.
+      gather: traced, (resident, what travelled) -> {"image": [B, ...] float32,
+        "label": [B] int32}. Example b depends on index b alone.
+      fresh: an endless stream: every index, also beyond `size`, is a new example, and
+        training never sees one twice. Pass it on to `train_indices`.
+    """
+
+    size: int
+    fetch: Callable[[np.ndarray], PyTree]
+    resident: PyTree
+    gather: Callable[[PyTree, PyTree], dict[str, jax.Array]]
+    fresh: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named set with its splits.
+
+    Attributes:
+      shape: of one example: (H, W, C), (T, H, W, C), or (N, F) for tokens.
+      black: the value of a black pixel after normalisation, a number or one a channel;
+        what `augment.build` takes as `fill`.
+      about: one line on what it is and where it comes from.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    classes: int
+    train: Split
+    test: Split
+    validation: Split | None = None
+    class_names: tuple[str, ...] = ()
+    black: float | tuple[float, ...] = 0.0
+    about: str = ""
+
+    def split(self, name: str) -> Split:
+        """The split of this name; ValueError naming those there are."""
+        splits = {"train": self.train, "test": self.test}
+        if self.validation is not None:
+            splits["validation"] = self.validation
+        if name not in splits:
+            expected = ", ".join(splits)
+            raise ValueError(f"{self.name}: got split {name!r}, expected {expected}")
+        return splits[name]
+
+
+def resident_split(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    decode: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> Split:
+    """Examples in memory: images [N, ...] of any dtype, labels [N].
+
+    `decode` runs on the device, on [B, ...] as stored: bytes stay bytes in memory, and
+    scaling and normalising cost one fused pass.
+    """
+    if len(images) != len(labels):
+        raise ValueError(f"resident_split: {len(images)} images, {len(labels)} labels")
+
+    def gather(resident: PyTree, index: jax.Array) -> dict[str, jax.Array]:
+        image, label = (jnp.asarray(x)[index] for x in resident)
+        return {"image": decode(image).astype(jnp.float32), "label": label}
+
+    return Split(
+        size=len(images),
+        fetch=lambda index: np.asarray(index, np.int32),
+        resident=(np.asarray(images), np.asarray(labels, np.int32)),
+        gather=gather,
+    )
+
+
+def generated_split(
+    size: int,
+    make: Callable[..., tuple[jax.Array, jax.Array]],
+    *,
+    numbers: tuple[int, ...] = (),
+    fresh: bool = False,
+) -> Split:
+    """Examples that are a pure function: make(index, *numbers) -> (image, label).
+
+    All arguments of `make` are uint32 scalars, traced. What is given as `numbers`, a
+    seed for one, is data and no part of the program: another seed compiles nothing.
+    `fetch` raises ValueError from index 2^32 on, where a stream would start to repeat.
+    """
+
+    def fetch(index: np.ndarray) -> np.ndarray:
+        if np.max(index) >= 2**32:
+            raise ValueError(f"generated data: got index {np.max(index)}, max 2^32 - 1")
+        return np.asarray(index, np.uint32)
+
+    def gather(resident: PyTree, index: jax.Array) -> dict[str, jax.Array]:
+        image, label = jax.vmap(lambda i: make(i, *resident))(jnp.asarray(index))
+        return {"image": image.astype(jnp.float32), "label": label.astype(jnp.int32)}
+
+    resident = tuple(np.asarray(n, np.uint32) for n in numbers)
+    return Split(size, fetch, resident, gather, fresh)
+
+
+def stream_key(stream: int | jax.Array, number: int | jax.Array) -> jax.Array:
+    """A key of its own for every pair of 32-bit numbers, for use inside `make`.
+
+    The generator is named: jax's default is a user's setting, and the data are not.
+    """
+    words = jnp.stack([jnp.uint32(stream), jnp.uint32(number)])
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def check_at_least(least: int, name: str, **counts: int) -> None:
+    """ValueError, in the name of a source or function, for a count below `least`."""
+    for what, count in counts.items():
+        if count < least:
+            raise ValueError(f"{name}: got {what} {count}, expected at least {least}")
+
+
+def stratified(
+    labels: np.ndarray, count: int, *, seed: int = SPLIT_SEED
+) -> tuple[np.ndarray, np.ndarray]:
+    """Holds out `count` examples, of each class its share (largest remainder).
+
+    Returns (kept, held out): sorted indices into `labels`, in numpy alone, so that no
+    release of any library moves an example. ValueError unless 0 <= count < N.
+    """
+    labels = np.asarray(labels)
+    if not 0 <= count < labels.size:
+        most = labels.size - 1
+        raise ValueError(f"hold out: got {count} examples, expected 0 to {most}")
+    classes, sizes = np.unique(labels, return_counts=True)
+    quota, remainder = np.divmod(sizes * count, labels.size)
+    largest = np.argsort(-remainder, kind="stable")  # ties: the lower class
+    quota[largest[: count - quota.sum()]] += 1
+    rng = np.random.RandomState(seed)
+    held = [
+        rng.permutation(np.flatnonzero(labels == c))[:q]
+        for c, q in zip(classes, quota, strict=True)
+    ]
+    held = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(labels.size), held), held
+
+
+def steps_per_epoch(size: int, batch: int) -> int:
+    """floor(size / batch): the incomplete last batch of an epoch is dropped."""
+    check_at_least(1, "steps_per_epoch", batch=batch)
+    if batch > size:
+        raise ValueError(f"batch {batch} is larger than the data: {size} examples")
+    return size // batch
+
+
+def train_indices(
+    step: int, *, seed: int, size: int, batch: int, fresh: bool = False
+) -> np.ndarray:
+    """Indices [batch], int64, that training sees at `step`, counted from 0.
+
+    Every epoch is a permutation of its own, drawn from (seed, epoch), less its
+    incomplete last batch. With `fresh` the order is plain counting: step * batch + i,
+    never the same twice; the seed is then the source's, not the order's.
+    """
+    steps = steps_per_epoch(size, batch)
+    if fresh:
+        return step * batch + np.arange(batch, dtype=np.int64)
+    epoch, position = divmod(step, steps)
+    return _permutation(seed, epoch, size)[position * batch : (position + 1) * batch]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    # RandomState rather than default_rng: numpy guarantees its stream for good, so a
+    # run resumed under a newer numpy goes on in the same order.
+    order = np.random.RandomState([seed, epoch]).permutation(size).astype(np.int64)
+    order.setflags(write=False)  # it is cached, and callers get views
+    return order
+
+
+def padded_batches(size: int, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every index once, in order: (indices [batch] int64, mask [batch] float32).
+
+    The last batch is filled up with index 0 and mask 0, so that all batches have one
+    shape and masked sums are exact for any batch size.
+    """
+    check_at_least(1, "padded_batches", batch=batch)
+    for start in range(0, size, batch):
+        index = np.arange(start, start + batch, dtype=np.int64)
+        mask = index < size
+        yield np.where(mask, index, 0), mask.astype(np.float32)

@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from a2os2a_jax.data import pipeline
+
+
+def epoch(number, *, seed=0, size=10, batch=3):
+    steps = range(number * (size // batch), (number + 1) * (size // batch))
+    return np.stack(
+        [pipeline.train_indices(s, seed=seed, size=size, batch=batch) for s in steps]
+    )
+
+
+@pytest.mark.parametrize(("size", "batch"), [(12, 3), (10, 3), (7, 7), (100, 1)])
+def test_an_epoch_sees_every_example_once_less_the_incomplete_batch(size, batch):
+    for number in range(3):
+        order = epoch(number, size=size, batch=batch)
+        assert order.shape == (pipeline.steps_per_epoch(size, batch), batch)
+        assert order.dtype == np.int64
+        assert np.unique(order).size == order.size == size - size % batch
+        assert 0 <= order.min() and order.max() < size
+
+
+def test_the_examples_left_out_change_from_epoch_to_epoch():
+    seen = np.concatenate([epoch(n).ravel() for n in range(10)])
+    np.testing.assert_array_equal(np.unique(seen), np.arange(10))
+
+
+def test_order_is_a_function_of_seed_and_step_alone():
+    forward = [pipeline.train_indices(s, seed=3, size=20, batch=4) for s in range(30)]
+    pipeline._permutation.cache_clear()
+    for step in reversed(range(30)):
+        again = pipeline.train_indices(step, seed=3, size=20, batch=4)
+        np.testing.assert_array_equal(again, forward[step])
+    assert (epoch(0, size=20, seed=3) != epoch(0, size=20, seed=4)).any()
+    assert (epoch(0, size=20, seed=3) != epoch(1, size=20, seed=3)).any()
+    # seed and epoch are separate: (3, 1) is not (4, 0), nor their sum
+    assert (epoch(1, size=20, seed=3) != epoch(0, size=20, seed=4)).any()
+
+
+def test_order_is_the_same_in_every_release():
+    np.testing.assert_array_equal(
+        epoch(1, seed=7, size=8, batch=4), [[6, 7, 2, 3], [5, 0, 1, 4]]
+    )
+
+
+def test_a_cached_order_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        pipeline.train_indices(0, seed=0, size=10, batch=3)[0] = 0
+
+
+def test_a_fresh_stream_counts_and_never_repeats():
+    kw = {"seed": 5, "size": 10, "batch": 4, "fresh": True}
+    np.testing.assert_array_equal(pipeline.train_indices(0, **kw), [0, 1, 2, 3])
+    np.testing.assert_array_equal(pipeline.train_indices(9, **kw), [36, 37, 38, 39])
+    far = pipeline.train_indices(2**32, **kw)
+    np.testing.assert_array_equal(far, 2**34 + np.arange(4))
+
+
+@pytest.mark.parametrize(("size", "batch"), [(10, 4), (8, 4), (3, 4), (1, 1), (0, 4)])
+def test_padded_batches_hold_every_index_once(size, batch):
+    batches = list(pipeline.padded_batches(size, batch))
+    assert len(batches) == -(-size // batch)
+    seen = [i for index, mask in batches for i in index[mask == 1]]
+    assert seen == list(range(size))
+    for index, mask in batches:
+        assert index.shape == mask.shape == (batch,)
+        assert mask.dtype == np.float32
+        np.testing.assert_array_equal(index[mask == 0], 0)
+
+
+def test_padded_batches_by_hand():
+    _, (index, mask) = pipeline.padded_batches(5, 3)
+    np.testing.assert_array_equal(index, [3, 4, 0])
+    np.testing.assert_array_equal(mask, [1, 1, 0])
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_resident_split_decodes_bytes_on_the_device(jit):
+    images = np.arange(6, dtype=np.uint8).reshape(3, 2) * 50
+    split = pipeline.resident_split(images, [7, 8, 9], decode=lambda x: x / 50 - 1)
+    assert split.size == 3
+    assert split.resident[0].dtype == np.uint8
+    out = jit(split.gather)(split.resident, split.fetch(np.array([2, 0])))
+    np.testing.assert_allclose(out["image"], [[3, 4], [-1, 0]], atol=1e-6)
+    np.testing.assert_array_equal(out["label"], [9, 7])
+    assert (out["image"].dtype, out["label"].dtype) == (jnp.float32, jnp.int32)
+
+
+def square(index):
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), index), (3,))
+    return noise, index * index
+
+
+def test_generated_split_is_a_function_of_the_index_however_it_is_run():
+    split = pipeline.generated_split(100, square)
+    index = np.array([5, 70_000, 0])
+    eager = split.gather((), split.fetch(index))
+    jitted = jax.jit(split.gather)((), split.fetch(index))
+    alone = split.gather((), split.fetch(index[1:2]))
+    np.testing.assert_allclose(eager["image"], jitted["image"], rtol=1e-6)
+    np.testing.assert_allclose(eager["image"][1:2], alone["image"], rtol=1e-6)
+    assert eager["label"].dtype == jnp.int32
+    np.testing.assert_array_equal(eager["label"], [25, 70_000**2 % 2**32, 0])
+
+
+def test_generated_split_hands_its_numbers_to_make():
+    def make(index, a, b):
+        return jnp.stack([index, a, b]), index + b
+
+    split = pipeline.generated_split(9, make, numbers=(2**32 - 1, 7))
+    out = jax.jit(split.gather)(split.resident, split.fetch(np.array([3])))
+    np.testing.assert_array_equal(out["image"], [[3, 2.0**32, 7]])
+    assert out["label"].tolist() == [10]
+
+
+def test_generated_split_refuses_to_wrap_round():
+    split = pipeline.generated_split(100, square, fresh=True)
+    assert split.fetch(np.array([2**32 - 1])) == 2**32 - 1
+    with pytest.raises(ValueError, match="got index 4294967296"):
+        split.fetch(np.array([0, 2**32]))
+
+
+def test_stratified_by_hand():
+    # shares of 5 in 12: 2.5, 1.67, 0.83; two are left for the largest remainders
+    labels = np.repeat([4, 5, 6], [6, 4, 2])
+    kept, held = pipeline.stratified(labels, 5)
+    np.testing.assert_array_equal(np.bincount(labels[held])[4:], [2, 2, 1])
+    np.testing.assert_array_equal(np.sort([*kept, *held]), np.arange(12))
+
+
+def test_stratified_breaks_ties_by_class_and_holds_out_none_for_0():
+    _, held = pipeline.stratified([0, 0, 1, 1, 2, 2], 4)
+    np.testing.assert_array_equal(np.bincount(held // 2), [2, 1, 1])
+    kept, held = pipeline.stratified([0, 1, 1], 0)
+    assert held.size == 0
+    np.testing.assert_array_equal(kept, [0, 1, 2])
+
+
+def test_split_by_name():
+    a, b, c = (pipeline.generated_split(n, square) for n in (1, 2, 3))
+    both = pipeline.Dataset("toy", (3,), 2, train=a, test=b)
+    assert both.split("train") is a
+    with pytest.raises(ValueError, match="toy: got split 'validation', expected train"):
+        both.split("validation")
+    three = pipeline.Dataset("toy", (3,), 2, train=a, test=b, validation=c)
+    assert three.split("validation") is c
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: pipeline.train_indices(0, seed=0, size=10, batch=64),
+            "batch 64 is larger than the data: 10 examples",
+        ),
+        (lambda: pipeline.steps_per_epoch(10, 0), "got batch 0, expected at least 1"),
+        (lambda: next(pipeline.padded_batches(4, 0)), "got batch 0"),
+        (lambda: pipeline.stratified([0, 1], 2), "got 2 examples, expected 0 to 1"),
+        (lambda: pipeline.stratified([0, 1], -1), "got -1 examples"),
+        (lambda: pipeline.resident_split([1, 2], [1]), "2 images, 1 labels"),
+    ],
+)
+def test_errors_say_what_was_got(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

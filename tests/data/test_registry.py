@@ -1,0 +1,72 @@
+import subprocess
+import sys
+
+import pytest
+
+from a2os2a_jax import data
+
+
+@pytest.mark.parametrize("name", data.SOURCES)
+def test_every_source_loads_and_describes_itself(name):
+    if name == "digits":
+        pytest.importorskip("sklearn")
+    loaded = data.load(name, validation=20)
+    assert loaded.name == name and loaded.about
+    assert len(loaded.class_names) == loaded.classes
+    assert loaded.split("validation").size == 20
+
+
+def test_arguments_reach_the_source():
+    fake = data.load("fake", size=16, classes=3, timesteps=2, channels=1)
+    assert (fake.shape, fake.classes) == ((2, 16, 16, 1), 3)
+    assert data.load("recall", classes=4, keys=8).shape == (9, 13)
+
+
+@pytest.mark.parametrize("name", data.PLANNED)
+def test_what_is_planned_says_so(name):
+    with pytest.raises(
+        ValueError, match=f"'{name}' is not built yet; built: digits, fake, recall"
+    ):
+        data.load(name)
+
+
+def test_names_with_a_path():
+    with pytest.raises(ValueError, match="'folder:birds' is not built yet"):
+        data.load("folder:birds")
+
+
+def test_unknown_names_list_what_there_is():
+    with pytest.raises(
+        ValueError, match=r"data.name 'digit' is unknown; built: digits, fake, recall"
+    ):
+        data.load("digit")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("digits", {"size": 16}),
+        ("digits", {"classes": 5}),
+        ("digits", {"timesteps": 4}),
+        ("digits", {"keys": 4}),
+        ("recall", {"size": 8}),
+        ("recall", {"data_dir": "x"}),
+        ("recall", {"timesteps": 2}),
+        ("fake", {"data_dir": "x"}),
+        ("fake", {"keys": 8}),
+        ("fake", {"seed": -1}),
+    ],
+)
+def test_nothing_is_silently_ignored(name, options):
+    (key,) = options
+    with pytest.raises(ValueError, match=key):
+        data.load(name, **options)
+
+
+def test_importing_the_wing_imports_no_source_and_no_heavy_package():
+    code = (
+        "import sys, a2os2a_jax.data as d, a2os2a_jax.data.augment; d.load('fake');"
+        "heavy = {'sklearn', 'tensorflow', 'torch', 'flax', 'optax',"
+        " 'a2os2a_jax.data.sources.recall'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
