@@ -1,0 +1,127 @@
+"""--mode=train: train or go on training, then two figures and a table."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from a2os2a_jax.train import loop, metrics
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Trains, draws what is not drawn yet, prints a table; returns the result."""
+    folder = Path(workdir)
+    finished = (folder / "result.json").exists()
+    result = loop.run(config, workdir)
+    if "stopped_at" in result:
+        print(
+            f"stopped after step {result['stopped_at']}, as train.stop_after says; the"
+        )
+        print(f"same command without it goes on. Checkpoint: {folder / 'checkpoints'}")
+        return result
+    figures = draw(config, folder)
+    if finished:
+        print(f"{folder} holds this run already, finished earlier:")
+    print(table(result, config.eval.split))
+    print(f"wrote {folder}: result.json, metrics.jsonl, config.json, checkpoints/")
+    for figure in figures:
+        print(f"      {figure}")
+    print(f"next: the same command with --mode=eval scores {folder} again, and a new")
+    print("      --workdir with --config.seed=1 or --config.model.attention.kind=none")
+    print("      shows how much of it is the seed, and how much the attention")
+    return result
+
+
+def table(result: dict[str, Any], split: str) -> str:
+    """A few lines for people."""
+    scores, m = result[split], result["config"]["model"]
+    rows = [
+        (
+            "model",
+            f"{m['name']} {m['variant']}, {m['attention']['kind']}, "
+            f"T = {m['timesteps']}, {result['parameters']:,} parameters",
+        ),
+        (
+            "trained",
+            f"{result['epochs']:g} epochs, {result['steps']:,} steps, "
+            f"seed {result['seed']}",
+        ),
+        (
+            "time",
+            f"{result['train_seconds']:.0f} s of wall clock, "
+            f"{result['cpu_seconds']:.0f} CPU-s, on {result['device']}",
+        ),
+        (
+            f"{split} accuracy",
+            f"{100 * scores['accuracy']:.2f} % of {scores['count']:,}",
+        ),
+        (f"{split} top-5", f"{100 * scores['top5']:.2f} %"),
+        (f"{split} loss", f"{scores['loss']:.4f}"),
+        ("firing rate", _range(result["activity"]["firing_rate"])),
+    ]
+    width = max(len(name) for name, _ in rows)
+    rule = "-" * 72
+    return "\n".join([rule, *(f"{name:<{width}}  {text}" for name, text in rows), rule])
+
+
+def _range(rates: dict[str, float]) -> str:
+    low, high = min(rates, key=rates.get), max(rates, key=rates.get)
+    return (
+        f"{100 * np.mean(list(rates.values())):.1f} % on average, from "
+        f"{100 * rates[low]:.1f} % ({low}) to {100 * rates[high]:.1f} % ({high})"
+    )
+
+
+def draw(config: ConfigDict, folder: Path) -> list[Path]:
+    """The figures that are not there yet: training curves, spikes of one image."""
+    curves = folder / "figures" / "training_curves.png"
+    raster = folder / "figures" / "spike_raster.png"
+    wanted = [path for path in (curves, raster) if not path.exists()]
+    if not wanted or jax.process_index():
+        return []
+    try:
+        import matplotlib  # noqa: F401
+
+        from a2os2a_jax.analysis import plots
+    except ImportError:
+        print("no figures: matplotlib is not installed (pip install matplotlib)")
+        return []
+    curves.parent.mkdir(exist_ok=True)
+    m = config.model
+    title = f"{config.data.name}: {m.name} {m.variant}, {m.attention.kind}"
+    if curves in wanted:
+        plots.training_curves(
+            metrics.read_lines(folder / "metrics.jsonl"), curves, title
+        )
+    if raster in wanted:
+        _draw_raster(plots, config, folder, raster)
+    return wanted
+
+
+def _draw_raster(plots, config: ConfigDict, folder: Path, path: Path) -> None:
+    parts, _, variables = loop.load_trained(config, folder)
+    split = parts.dataset.split(config.eval.split)
+
+    @jax.jit
+    def forward(variables, resident, payload):
+        batch = split.gather(resident, payload)
+        logits, sown = parts.model.apply(variables, batch["image"], mutable=["spikes"])
+        return batch, logits, sown["spikes"]
+
+    first = split.fetch(np.zeros(1, np.int64))
+    batch, logits, spikes = jax.device_get(forward(variables, split.resident, first))
+    from a2os2a_jax.analysis import rates
+
+    plots.spike_raster(
+        {
+            name: np.asarray(s[0], np.float32)
+            for name, s in rates.layers(spikes).items()
+        },
+        batch["image"][0],
+        path,
+        label=int(batch["label"][0]),
+        prediction=int(logits[0].argmax()),
+        class_names=parts.dataset.class_names,
+    )

@@ -1,0 +1,65 @@
+"""Devices and shardings; nothing else in the package knows how many devices there are.
+
+The batch is split over the mesh axis "data", parameters and resident data are whole on
+every device. Under jit the batch statistics and the mean loss are those of the global
+batch.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh(data: int = -1) -> Mesh:
+    """A ("data",) mesh of the first `data` devices, -1 for all.
+
+    Raises:
+      ValueError: more devices are asked for than there are.
+    """
+    devices = jax.devices()
+    count = len(devices) if data == -1 else data
+    if not 1 <= count <= len(devices):
+        raise ValueError(
+            f"mesh.data: got {data}, expected -1 or 1 to {len(devices)}, the number of "
+            f"{devices[0].platform} devices"
+        )
+    return jax.make_mesh(
+        (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count]
+    )
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """Every device holds all of it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Axis 0 is spread over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch(key: str, batch: int, mesh: Mesh) -> None:
+    """ValueError unless the devices of the mesh can share a batch evenly."""
+    if batch % mesh.size:
+        raise ValueError(
+            f"{key}: got {batch}, expected a multiple of {mesh.size}, the devices used"
+        )
+
+
+def local_part(indices: np.ndarray) -> np.ndarray:
+    """The part of a global batch that this process loads."""
+    return np.split(indices, jax.process_count())[jax.process_index()]
+
+
+def put_batch(local: Any, mesh: Mesh) -> Any:
+    """This process's part of the batch -> global arrays, split over devices."""
+    make = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda x: make(split(mesh), np.asarray(x)), local)
+
+
+def put_whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds -> global arrays, whole on every device."""
+    make = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda x: make(whole(mesh), np.asarray(x)), tree)
