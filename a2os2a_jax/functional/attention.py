@@ -25,19 +25,19 @@ def _check(name: str, q: jax.Array, k: jax.Array, v: jax.Array, order: str) -> N
         raise ValueError(f"{name}: order is {order!r}, expected one of {ORDERS}")
 
 
-def resolve_order(order: str, tokens: int, head_dim: int) -> str:
-    """`auto` becomes qk_v when tokens <= head_dim, else q_kv: the cheaper one.
+def resolve_order(order: str, queries: int, keys: int, head_dim: int) -> str:
+    """`auto` becomes the cheaper order; for N = M that is qk_v when N <= d.
 
-    Per head qk_v costs 4 N² d operations and q_kv 4 N d².
+    Per head qk_v costs 2·2 N M d operations, and q_kv 2 (N + M) d².
     """
-    if order == "auto":
-        return "qk_v" if tokens <= head_dim else "q_kv"
-    return order
+    if order != "auto":
+        return order
+    return "qk_v" if 2 * queries * keys <= (queries + keys) * head_dim else "q_kv"
 
 
 def _product(q, k, v, order):
     """Q K^T V per head, in the order asked for."""
-    order = resolve_order(order, k.shape[-3], q.shape[-1])
+    order = resolve_order(order, q.shape[-3], k.shape[-3], q.shape[-1])
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
 
