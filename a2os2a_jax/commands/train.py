@@ -101,24 +101,24 @@ def draw(config: ConfigDict, folder: Path) -> list[Path]:
 
 
 def _draw_raster(plots, config: ConfigDict, folder: Path, path: Path) -> None:
+    from a2os2a_jax.analysis import rates
+
     parts, _, variables = loop.load_trained(config, folder)
     split = parts.dataset.split(config.eval.split)
+    order: list[str] = []  # of the layers in the network; jit returns them sorted
 
     @jax.jit
     def forward(variables, resident, payload):
         batch = split.gather(resident, payload)
         logits, sown = parts.model.apply(variables, batch["image"], mutable=["spikes"])
-        return batch, logits, sown["spikes"]
+        layers = rates.layers(sown["spikes"])
+        order.extend(layers)
+        return batch, logits, layers
 
     first = split.fetch(np.zeros(1, np.int64))
     batch, logits, spikes = jax.device_get(forward(variables, split.resident, first))
-    from a2os2a_jax.analysis import rates
-
     plots.spike_raster(
-        {
-            name: np.asarray(s[0], np.float32)
-            for name, s in rates.layers(spikes).items()
-        },
+        {name: np.asarray(spikes[name][0], np.float32) for name in order},
         batch["image"][0],
         path,
         label=int(batch["label"][0]),

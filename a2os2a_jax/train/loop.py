@@ -170,6 +170,8 @@ def run(
         spent = checkpoints.meta(start)["spent"]
     else:
         start, state = 0, parts.fresh_state(init_key)
+        if checkpoints.skipped:
+            print(f"no checkpoint of {workdir} loads: starting again from the seed")
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
 
     # ---- where the numbers go

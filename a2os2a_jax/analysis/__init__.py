@@ -1,0 +1,1 @@
+"""Wing: what a trained model does (rates) and how it looks (plots)."""

@@ -1,0 +1,69 @@
+"""Tables of README, made from the JSON files in experiments/results.
+
+python experiments/tables.py            rewrites what lies between the marks in README
+python experiments/tables.py --check    changes nothing, exit code 1 if it would
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments" / "results"
+BEGIN, END = (
+    "<!-- results: made by experiments/tables.py -->",
+    "<!-- end of results -->",
+)
+NAMES = {"a2os2a": "A2OS2A", "vssa": "VSSA", "none": "no attention"}
+
+
+def first_light() -> str:
+    """Digits and recall, from first_light.json."""
+    value = json.loads((RESULTS / "first_light.json").read_text())
+    lines = [
+        "| task | attention | neuron rule | test accuracy, %: median (least to most) "
+        "| mean ± std | seeds | CPU-s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    order = {"digits": 0, "recall": 1}
+    rows = sorted(value["rows"], key=lambda r: (order[r["task"]], r["decay_input"]))
+    for row in rows:
+        a = {k: 100 * v for k, v in row["test_accuracy"].items()}
+        rule = "decayed input" if row["decay_input"] else "paper's"
+        lines.append(
+            f"| {row['task']} | {NAMES[row['attention']]} | {rule} "
+            f"| {a['median']:.2f} ({a['min']:.2f} to {a['max']:.2f}) "
+            f"| {a['mean']:.2f} ± {a['std']:.2f} | {row['n']} "
+            f"| {row['cpu_seconds']['median']:.0f} |"
+        )
+    device = value["runs"][0]["device"]
+    gflops, reference = value["matmul_gflops"], value["reference_gflops"]
+    lines += [
+        "",
+        f"From `experiments/results/first_light.json`; command: `{value['command']}`. "
+        f"Device: {device}, {gflops:.0f} GFLOP/s on a 2000² product when the table was "
+        f"made ({gflops / reference:.2f} of the machine that times are stated for), "
+        "two runs at a time beside other work: its CPU-seconds are an upper bound.",
+    ]
+    return "\n".join(lines)
+
+
+def render(readme: str) -> str:
+    """README with its results replaced by those of the JSON files."""
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n\n{first_light()}\n\n{END}{after}"
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    old = path.read_text()
+    new = render(old)
+    if "--check" in sys.argv:
+        return int(new != old)
+    path.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,373 @@
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import logging as absl_logging
+
+from a2os2a_jax.train import checkpoint
+from a2os2a_jax.train.checkpoint import Checkpoints
+
+
+class State(NamedTuple):
+    step: jax.Array
+    params: Any
+    opt: Any
+    key: jax.Array
+
+
+def _state(step=0, width=5):
+    w = jax.random.normal(jax.random.key(step), (64, width))
+    params = {"dense": {"w": w, "b": jnp.full(width, step, jnp.bfloat16)}}
+    opt = optax.adamw(1e-3).init(params)
+    return State(jnp.int32(step), params, opt, jax.random.key(step))
+
+
+def _abstract(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def _assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory with steps 1 and 2, copied by those who break it."""
+    directory = tmp_path_factory.mktemp("saved") / "checkpoints"
+    with Checkpoints(directory) as c:
+        c.save(1, _state(1), {"epoch": 0.5})
+        c.save(2, _state(2), {"epoch": 1.0, "names": ["a", None]})
+    return directory
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+def test_the_latest_comes_back_whole(saved):
+    step, state = Checkpoints(saved).restore(_abstract(_state()))
+    assert step == 2
+    _assert_equal(state, _state(2))
+    assert Checkpoints(saved).meta(2) == {"epoch": 1.0, "names": ["a", None]}
+
+
+def test_meta_that_is_not_json_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as c:
+        with pytest.raises(ValueError, match="checkpoint meta: .* expected JSON"):
+            c.save(1, {"x": jnp.ones(3)}, {"a": object()})
+        assert c.steps() == []
+
+
+def test_nothing_to_restore(tmp_path):
+    c = Checkpoints(tmp_path / "absent")
+    assert c.restore(_abstract(_state())) is None and c.steps() == []
+    assert not (tmp_path / "absent").exists()  # reading makes no directory
+
+
+def test_only_the_latest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as c:
+        for step in (1, 2, 3):
+            c.save(step, {"x": jnp.ones(3)})
+        assert c.steps() == [2, 3]
+    with pytest.raises(ValueError, match="keep 0, expected at least 1"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def test_a_step_is_never_overwritten(copy):
+    with Checkpoints(copy) as c:
+        with pytest.raises(FileExistsError, match="exists, expected a new one"):
+            c.save(2, _state(7))
+        _assert_equal(c.restore(_abstract(_state()))[1], _state(2))
+
+
+def test_a_step_below_the_latest_is_saved_too(copy):
+    (copy / "1").rename(copy.parent / "1")
+    with Checkpoints(copy) as c:
+        c.save(1, _state(1))
+        assert c.steps() == [1, 2]
+
+
+def _data(path):
+    return [p for p in path.glob("state/**/d/*") if p.is_file()]
+
+
+def _truncate(path):
+    for p in _data(path):
+        os.truncate(p, p.stat().st_size // 2)
+
+
+def _flip(path):
+    p = max(_data(path), key=lambda p: p.stat().st_size)
+    data = bytearray(p.read_bytes())
+    data[len(data) // 2] ^= 1
+    p.write_bytes(data)
+
+
+def _empty(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def _file(path):
+    shutil.rmtree(path)
+    path.write_text("")
+
+
+BREAK = {
+    "empty directory": _empty,
+    "a file": _file,
+    "truncated data": _truncate,
+    "missing data": lambda path: [p.unlink() for p in _data(path)],
+    "flipped bit": _flip,
+    "missing state": lambda path: shutil.rmtree(path / "state"),
+    "missing tree": lambda path: (path / "state" / "_METADATA").unlink(),
+    "truncated tree": lambda path: os.truncate(path / "state" / "_METADATA", 30),
+    "truncated manifest": lambda path: os.truncate(path / "state/manifest.ocdbt", 9),
+    "truncated sums": lambda path: os.truncate(path / "files.json", 9),
+    "missing metadata": lambda path: (path / "_CHECKPOINT_METADATA").unlink(),
+    "truncated metadata": lambda path: os.truncate(path / "_CHECKPOINT_METADATA", 9),
+}
+
+
+@pytest.mark.parametrize("how", BREAK)
+def test_a_broken_step_is_reported_and_passed_over(copy, how):
+    BREAK[how](copy / "2")
+    before = sorted(str(p) for p in copy.rglob("*"))
+    lines = []
+    c = Checkpoints(copy, report=lines.append)
+    step, state = c.restore(_abstract(_state()))
+    assert step == 1
+    _assert_equal(state, _state(1))
+    assert list(c.skipped) == [2] and c.skipped[2]
+    assert len(lines) == 1 and "\n" not in lines[0]
+    assert lines[0].startswith(f"checkpoint {copy / '2'} skipped: ")
+    assert sorted(str(p) for p in copy.rglob("*")) == before  # nothing moved yet
+
+
+def test_the_reason_names_the_file(copy):
+    _flip(copy / "2")
+    c = Checkpoints(copy, report=lambda line: None)
+    c.restore(_abstract(_state()))
+    assert re.match(r"state/.*d/\w+ has checksum \d+, expected \d+$", c.skipped[2])
+    _truncate(copy / "1")
+    c.restore(_abstract(_state()))
+    assert re.match(r"state/.*d/\w+ has \d+ bytes, expected \d+$", c.skipped[1])
+
+
+def test_a_save_killed_before_its_sums_were_written_still_loads(copy):
+    (copy / "2" / "files.json").unlink()
+    step, state = Checkpoints(copy).restore(_abstract(_state()))
+    assert step == 2
+    _assert_equal(state, _state(2))
+
+
+def test_a_skipped_step_is_moved_aside_by_the_next_save(copy):
+    _truncate(copy / "2")
+    (copy / "9").mkdir()
+    lines = []
+    with Checkpoints(copy, report=lines.append) as c:
+        assert c.restore(_abstract(_state()))[0] == 1
+        c.save(2, _state(7))
+        assert c.steps() == [1, 2]
+        step, state = c.restore(_abstract(_state()))
+    assert step == 2
+    _assert_equal(state, _state(7))
+    (aside,) = copy.glob("2.broken-*")
+    assert _data(aside)  # nothing is lost
+    assert len(list(copy.glob("9.broken-*"))) == 1
+    assert sum("moved aside to" in line for line in lines) == 2
+
+
+def test_none_loads(copy):
+    _empty(copy / "1")
+    _empty(copy / "2")
+    c = Checkpoints(copy, report=lambda line: None)
+    assert c.restore(_abstract(_state())) is None
+    assert sorted(c.skipped) == [1, 2]
+    with pytest.raises(OSError, match=r"checkpoints/2: got an empty directory"):
+        c.meta(2)
+
+
+def test_reports_go_to_stderr_by_default(copy, capfd):
+    _empty(copy / "2")
+    Checkpoints(copy).restore(_abstract(_state()))
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()  # and orbax adds nothing of its own
+    assert "2 skipped: got an empty directory" in line
+
+
+def _params(state, **changes):
+    return state._replace(params={"dense": {**state.params["dense"], **changes}})
+
+
+OTHER = {
+    "shape": (
+        lambda s: _params(s, w=jnp.zeros((64, 6))),
+        r"params/dense/w is float32\[64,5\], expected float32\[64,6\]",
+    ),
+    "dtype": (
+        lambda s: _params(s, b=jnp.zeros(5)),
+        r"params/dense/b is bfloat16\[5\], expected float32\[5\]",
+    ),
+    "more": (lambda s: _params(s, c=jnp.zeros(5)), "params/dense/c is not in it"),
+    "fewer": (
+        lambda s: s._replace(params={"dense": {"w": s.params["dense"]["w"]}}),
+        r"params/dense/b bfloat16\[5\] is not expected",
+    ),
+    "optimizer": (
+        lambda s: s._replace(opt=optax.sgd(1e-3, momentum=0.9).init(s.params)),
+        r"7 leaves differ: .*; and 4 more",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_another_model_is_an_error_that_names_what_differs(saved, what):
+    change, message = OTHER[what]
+    c = Checkpoints(saved)
+    with pytest.raises(ValueError, match=message) as error:
+        c.restore(_abstract(change(_state())))
+    assert "\n" not in str(error.value) and c.skipped == {}
+
+
+def test_trouble_that_is_not_the_checkpoints_is_raised(copy, monkeypatch):
+    def denied(*_):
+        try:
+            raise PermissionError("denied")
+        except PermissionError as e:
+            raise KeyError("wrapped, as orbax does") from e
+
+    monkeypatch.setattr(Checkpoints, "_load", denied)
+    c = Checkpoints(copy)
+    with pytest.raises(KeyError):
+        c.restore(_abstract(_state()))
+    assert c.skipped == {}
+
+
+def test_a_sharding_that_does_not_fit_is_an_error(saved):
+    class Uneven(jax.sharding.SingleDeviceSharding):
+        def shard_shape(self, shape):
+            raise ValueError("does not divide")
+
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=Uneven(jax.devices()[0])
+        ),
+        _state(),
+    )
+    with pytest.raises(ValueError, match="does not divide"):
+        Checkpoints(saved).restore(target)
+
+
+_KILLED = """
+import os, sys, threading, jax.numpy as jnp
+from a2os2a_jax.train.checkpoint import Checkpoints
+directory = sys.argv[1]
+c = Checkpoints(directory)
+c.save(1, {"x": jnp.ones(3)})
+def kill():
+    while not any(name.startswith("2") for name in os.listdir(directory)):
+        pass
+    os._exit(9)
+threading.Thread(target=kill).start()
+c.save(2, {"x": jnp.ones((2000, 2000))})
+"""
+
+
+def test_a_killed_save_is_no_checkpoint(tmp_path):
+    code = subprocess.run(
+        [sys.executable, "-c", _KILLED, tmp_path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+    ).returncode
+    assert code == 9
+    (left,) = [p.name for p in tmp_path.iterdir() if p.name != "1"]
+    assert left.startswith("2.")  # or the test shows nothing
+    with Checkpoints(tmp_path) as c:
+        assert c.steps() == [1]
+        assert c.restore({"x": jnp.zeros(3)})[0] == 1
+        (tmp_path / "7.broken-1").mkdir()
+        c.save(3, {"x": jnp.full(3, 2.0)})
+        step, state = c.restore({"x": jnp.zeros(3)})
+    assert step == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "3", "7.broken-1"]
+    np.testing.assert_array_equal(state["x"], np.full(3, 2.0))
+
+
+_TWO_TO_FOUR = """
+import sys, jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
+from a2os2a_jax.train.checkpoint import Checkpoints
+P, x = jax.sharding.PartitionSpec, jnp.arange(8.0)
+def sharding(n):
+    return jax.sharding.NamedSharding(
+        jax.sharding.Mesh(np.array(jax.devices()[:n]), "d"), P("d"))
+with Checkpoints(sys.argv[1]) as c:
+    c.save(1, {"x": jax.device_put(x, sharding(2))})
+    want = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(4))
+    _, state = c.restore({"x": want})
+assert state["x"].sharding == sharding(4), state["x"].sharding
+assert (state["x"] == x).all() and not c.skipped
+"""
+
+
+def test_restores_onto_the_shardings_asked_for(tmp_path):
+    subprocess.run(
+        [sys.executable, "-c", _TWO_TO_FOUR, tmp_path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+        check=True,
+    )
+
+
+def test_orbax_is_quiet_and_others_are_not(tmp_path):
+    heard = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            heard.append(record.getMessage())
+
+    logger, handler, level = absl_logging.get_absl_logger(), Handler(), None
+    level = absl_logging.get_verbosity()
+    logger.addHandler(handler)
+    try:
+        absl_logging.set_verbosity(absl_logging.INFO)  # as absl's app.run does
+        with Checkpoints(tmp_path) as c:
+            c.save(1, {"x": jnp.ones(3)})
+            c.restore({"x": jnp.ones(3)})
+        absl_logging.info("ours")
+    finally:
+        logger.removeHandler(handler)
+        absl_logging.set_verbosity(level)
+    assert heard == ["ours"]
+
+
+def test_importing_the_module_does_not_import_orbax():
+    code = "import sys, a2os2a_jax.train.checkpoint as _; assert 'orbax' not in {}"
+    code = code.format("str(sys.modules)")
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+        timeout=60,
+    )
+    assert checkpoint._HUSH.level == logging.WARNING
