@@ -49,9 +49,12 @@ def parse(argv: Sequence[str]):
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
     flags.DEFINE_bool("traceback", False, "", flag_values=values)
-    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    argv = list(argv)  # else the overrides are looked for in sys.argv
+    config_flags.DEFINE_config_file(
+        "config", None, flag_values=values, sys_argv=argv
+    )
     try:
-        left = values(list(argv))[1:]
+        left = values(argv)[1:]
         config = values.config
     except FileNotFoundError as error:
         raise ValueError(f"--config: got {error.filename}, expected a file") from error

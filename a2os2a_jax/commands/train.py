@@ -45,7 +45,7 @@ def table(result: dict[str, Any], split: str) -> str:
         ),
         (
             "trained",
-            f"{result['epochs']:g} epochs, {result['steps']:,} steps, "
+            f"{result['epochs']:.3g} epochs, {result['steps']:,} steps, "
             f"seed {result['seed']}",
         ),
         (

@@ -352,7 +352,8 @@ def unroll(
     """Run a neuron over the time axis of x with `jax.lax.scan`.
 
     One step at a time, all at once or in chunks give the same spikes. Up to MAX_UNROLL
-    steps the loop is unrolled, and XLA fuses over time.
+    steps the loop is unrolled, and XLA fuses over time. Call it under `jax.jit`, as any
+    scan: outside, the body is compiled anew at every call.
 
     Args:
       step: (state, x[t]) -> (state, spikes), options bound with functools.partial.

@@ -114,7 +114,8 @@ class LIF(Neuron):
             if not self.tau > 1:
                 raise ValueError(f"learn_tau: tau starts at {self.tau}, expected > 1")
             start = nn.initializers.constant(-math.log(self.tau - 1))
-            tau = 1 / jax.nn.sigmoid(self.param("w", start, ()))
+            dtype = neurons.membrane_dtype(self.dtype or jnp.float32)
+            tau = 1 / jax.nn.sigmoid(self.param("w", start, (), dtype))
         how = dict(tau=tau, decay_input=self.decay_input, v_reset=self.v_reset)
         step = functools.partial(
             self._step,
