@@ -6,6 +6,7 @@ choice to whoever takes the value.
 """
 
 import json
+import math
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -156,6 +157,9 @@ def check(config: ConfigDict) -> None:
     for key, only in NOT_BUILT.items():
         if flat[key] != only:
             raise ValueError(f"{key}: {flat[key]!r} is {_LATER}, expected {only!r}")
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}: got {value}, expected a finite number")
     for key in ("train.batch", "eval.batch", "train.log_steps"):
         _above(key, flat[key], 0)
     for key in ("train.steps", "train.stop_after", "eval.examples"):
@@ -165,9 +169,10 @@ def check(config: ConfigDict) -> None:
         _above(key, flat[key], 0)
     if flat["optim.clip"] is not None:
         _above("optim.clip", flat["optim.clip"], 0)
-    for key in ("optim.warmup_epochs", "optim.weight_decay", "optim.min_lr"):
-        if not flat[key] >= 0:
-            raise ValueError(f"{key}: got {flat[key]}, expected >= 0")
+    for key in ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay"):
+        if not flat[f"optim.{key}"] >= 0:
+            got = flat[f"optim.{key}"]
+            raise ValueError(f"optim.{key}: got {got}, expected >= 0")
     if not 0 <= flat["train.label_smoothing"] < 1:
         got = flat["train.label_smoothing"]
         raise ValueError(f"train.label_smoothing: got {got}, expected 0 <= it < 1")

@@ -43,22 +43,27 @@ def parse(argv: Sequence[str]):
     Raises:
       ValueError: names what was got and what was expected.
     """
-    from ml_collections import config_flags
+    from ml_collections import ConfigDict, config_flags
 
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
     flags.DEFINE_bool("traceback", False, "", flag_values=values)
     argv = list(argv)  # else the overrides are looked for in sys.argv
-    config_flags.DEFINE_config_file(
-        "config", None, flag_values=values, sys_argv=argv
-    )
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
     try:
         left = values(argv)[1:]
         config = values.config
-    except FileNotFoundError as error:
-        raise ValueError(f"--config: got {error.filename}, expected a file") from error
+    except (KeyError, AttributeError) as error:
+        got = error.args[0] if error.args else error
+        got = got.args[0] if isinstance(got, KeyError) else got  # it says what is near
+        raise ValueError(
+            f"--config: expected a key of config.default(), got {got}"
+        ) from error
     except Exception as error:  # a config file is a program, and may fail in any way
+        if "parsing config file" in str(error):  # and there follows a traceback
+            while error.__context__:
+                error = error.__context__
         text = " ".join(str(error).split())
         raise ValueError(f"command line: {text or type(error).__name__}") from error
     if left:
@@ -67,6 +72,9 @@ def parse(argv: Sequence[str]):
         )
     if config is None:
         raise ValueError("--config: got none, expected a file as configs/digits.py")
+    if not isinstance(config, ConfigDict):
+        got = config_flags.get_config_filename(values["config"])
+        raise ValueError(f"--config: got {got}, expected a file as configs/digits.py")
     if values.workdir is None:
         raise ValueError("--workdir: got none, expected a directory for the run")
     if values.mode not in MODES:

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from a2os2a_jax.train import loop
+from a2os2a_jax.train import workdir as workdirs
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Scores `eval.split`, prints them, adds a line to DIR/evaluations.jsonl."""
-    parts, step, variables = loop.load_trained(config, workdir)
+    parts, step, variables = workdirs.load_trained(config, workdir)
     scores = parts.evaluator(config, config.eval.split)(variables)
     record = {"step": step, "split": config.eval.split, **scores}
-    record |= {"commit": loop.commit(), "device": loop.device()}
+    record |= {"commit": workdirs.commit(), "device": workdirs.device()}
     path = Path(workdir) / "evaluations.jsonl"
     if jax.process_index() == 0:
         with open(path, "a", encoding="utf-8") as file:

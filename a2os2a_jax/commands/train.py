@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from a2os2a_jax.train import loop, metrics
+from a2os2a_jax.train import workdir as workdirs
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     figures = draw(config, folder)
     if finished:
         print(f"{folder} holds this run already, finished earlier:")
-    print(table(result, config.eval.split))
+    print(table(result))
     print(f"wrote {folder}: result.json, metrics.jsonl, config.json, checkpoints/")
     for figure in figures:
         print(f"      {figure}")
@@ -34,8 +35,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     return result
 
 
-def table(result: dict[str, Any], split: str) -> str:
+def table(result: dict[str, Any]) -> str:
     """A few lines for people."""
+    split = result["config"]["eval"]["split"]  # a finished run's, not ours
     scores, m = result[split], result["config"]["model"]
     rows = [
         (
@@ -103,7 +105,7 @@ def draw(config: ConfigDict, folder: Path) -> list[Path]:
 def _draw_raster(plots, config: ConfigDict, folder: Path, path: Path) -> None:
     from a2os2a_jax.analysis import rates
 
-    parts, _, variables = loop.load_trained(config, folder)
+    parts, _, variables = workdirs.load_trained(config, folder)
     split = parts.dataset.split(config.eval.split)
     order: list[str] = []  # of the layers in the network; jit returns them sorted
 
@@ -117,9 +119,10 @@ def _draw_raster(plots, config: ConfigDict, folder: Path, path: Path) -> None:
 
     first = split.fetch(np.zeros(1, np.int64))
     batch, logits, spikes = jax.device_get(forward(variables, split.resident, first))
+    image = batch["image"][0]
     plots.spike_raster(
         {name: np.asarray(spikes[name][0], np.float32) for name in order},
-        batch["image"][0],
+        image.mean(0) if image.ndim == 4 else image,  # of all frames
         path,
         label=int(batch["label"][0]),
         prediction=int(logits[0].argmax()),

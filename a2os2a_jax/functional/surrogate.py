@@ -54,13 +54,16 @@ def _positive(name: str, value: float) -> None:
 
 def _cached(make: Callable[..., SpikeFn]) -> Callable[..., SpikeFn]:
     """Equal settings, however spelled, give the same object: hence no retrace."""
-    signature, cached = inspect.signature(make), functools.cache(make)
+    signature = inspect.signature(make)
+    made = {}  # 2 and 2.0 are one key here; functools.cache takes them for two
 
     @functools.wraps(make)
     def factory(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return cached(*bound.args)
+        if bound.args not in made:
+            made[bound.args] = make(*bound.args)
+        return made[bound.args]
 
     return factory
 

@@ -163,6 +163,9 @@ def load(
         (int(m[1]) for k in state_dict if (m := re.match(r"blocks\.(\d+)\.", k))),
         default=-1,
     )
+    for key in ("head.weight", "stem.conv.0.weight"):  # the sizes are read from these
+        if key not in state_dict:
+            raise ValueError(f"torch_weights: missing {key!r}")
     classes, dim = state_dict["head.weight"].shape
     model = build(
         family,

@@ -12,6 +12,17 @@ from a2os2a_jax.data import pipeline
 from a2os2a_jax.train import parallel, step
 
 
+def size_of(split: pipeline.Split, examples: int | None) -> int:
+    """How many are scored; ValueError if `examples` are more than the split has."""
+    size = split.size if examples is None else examples
+    if not 1 <= size <= split.size:
+        raise ValueError(
+            f"eval.examples: got {examples}, expected 1 to {split.size}, the size "
+            "of the split"
+        )
+    return size
+
+
 class Evaluator:
     """Scores variables of `model` on `split`; compiles once.
 
@@ -32,12 +43,7 @@ class Evaluator:
         batch: int,
         examples: int | None = None,
     ):
-        self.size = split.size if examples is None else examples
-        if not 1 <= self.size <= split.size:
-            raise ValueError(
-                f"eval.examples: got {examples}, expected 1 to {split.size}, the size "
-                "of the split"
-            )
+        self.size = size_of(split, examples)
         self._batch = -(-min(batch, self.size) // mesh.size) * mesh.size
         self._split, self._mesh = split, mesh
         self._resident = parallel.put_whole(split.resident, mesh)

@@ -4,6 +4,7 @@ Both take (state or variables, resident, payload): `payload` is what a data spli
 `fetch` sent, and its `gather` makes the batch, inside the compiled program.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,13 +83,24 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "accuracy": (logits.argmax(-1) == labels).mean(),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "lr": jnp.asarray(rate(state.step)),
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step
+
+
+def finite(tree: PyTree) -> dict[str, jax.Array]:
+    """{"params/head/kernel": [] bool}: whether all numbers of each leaf are finite.
+
+    A spiking layer swallows what is not: NaN is below every threshold, and an infinite
+    running variance divides to 0, so the loss may well stay finite.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): jnp.isfinite(leaf).all() for path, leaf in flat}
 
 
 def make_eval_step(

@@ -1,0 +1,122 @@
+"""From a config to the parts of a run: data, model, devices, optimizer."""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from a2os2a_jax import config as configs
+from a2os2a_jax import data as datasets
+from a2os2a_jax.data import augment, pipeline
+from a2os2a_jax.models import build
+from a2os2a_jax.train import optim, parallel, step
+from a2os2a_jax.train.evaluate import Evaluator, size_of
+
+
+class Parts(NamedTuple):
+    """What a config describes, before anything is trained."""
+
+    dataset: pipeline.Dataset
+    model: nn.Module
+    mesh: Mesh
+    tx: optax.GradientTransformation
+    rate: optax.Schedule
+    augment: augment.Augment | None
+    total_steps: int
+    epoch_steps: int
+
+    def abstract_state(self) -> step.TrainState:
+        """Shapes, dtypes and shardings of the state, for `Checkpoints.restore`."""
+        make = functools.partial(step.init_state, self.model, self.tx)
+        shapes = jax.eval_shape(make, jax.random.key(0), self._example())
+        sharding = parallel.whole(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+        )
+
+    def fresh_state(self, key: jax.Array) -> step.TrainState:
+        """The initial state, whole on every device."""
+        make = functools.partial(step.init_state, self.model, self.tx)
+        make = jax.jit(make, out_shardings=parallel.whole(self.mesh))
+        return make(key, self._example())
+
+    def _example(self) -> jax.Array:
+        return jnp.zeros((1, *self.dataset.shape), jnp.float32)
+
+    def evaluator(self, config: ConfigDict, split: str) -> Evaluator:
+        c = config.eval
+        examples = c.examples if split == c.split else None
+        return Evaluator(
+            self.model,
+            self.dataset.split(split),
+            self.mesh,
+            batch=c.batch,
+            examples=examples,
+        )
+
+
+def prepare(config: ConfigDict) -> Parts:
+    """Everything that can be wrong with a config is found here, in seconds.
+
+    Raises:
+      ValueError: names the key, what was got and what was expected.
+    """
+    configs.check(config)
+    d, m, o, t = config.data, config.model, config.optim, config.train
+    options = {"channels": d.channels, "keys": d.pairs}
+    dataset = datasets.load(
+        d.name,
+        size=d.size,
+        classes=d.classes,
+        data_dir=d.data_dir,
+        validation=d.validation,
+        seed=config.seed,
+        timesteps=d.timesteps,
+        **{k: v for k, v in options.items() if v is not None},
+    )
+    size_of(dataset.split(config.eval.split), config.eval.examples)
+    mesh = parallel.make_mesh(config.mesh.data)
+    parallel.check_batch("train.batch", t.batch, mesh)
+    attention = {k: v for k, v in m.attention.items() if k != "freeze"}
+    model = build(
+        m.name,
+        m.variant,
+        num_classes=dataset.classes,
+        image_size=dataset.shape[-3] if m.stem == "sps" else None,
+        in_channels=dataset.shape[-1],
+        timesteps=m.timesteps,
+        heads=m.heads,
+        pool=m.pool,
+        attention=attention,
+        neuron=m.neuron.to_dict(),
+        shortcut=m.shortcut,
+        dtype=config.dtype,
+        stem=m.stem,
+        readout=m.readout,
+        mlp_ratio=m.mlp_ratio,
+        remat=m.remat,
+    )
+    epoch_steps = pipeline.steps_per_epoch(dataset.train.size, t.batch)
+    total_steps = max(1, round(t.epochs * epoch_steps)) if t.steps is None else t.steps
+    rate = optim.schedule(
+        lr=o.lr,
+        warmup_lr=o.warmup_lr,
+        min_lr=o.min_lr,
+        warmup_steps=round(o.warmup_epochs * epoch_steps),
+        total_steps=total_steps,
+    )
+    tx = optim.adamw(rate, weight_decay=o.weight_decay, clip=o.clip)
+    a = config.augment
+    augmented = augment.build(
+        flip=a.flip, shift=a.shift, rotate=a.rotate, zoom=a.zoom, fill=dataset.black
+    )
+    parts = Parts(dataset, model, mesh, tx, rate, augmented, total_steps, epoch_steps)
+    parts.abstract_state()  # shapes that do not fit are found by tracing
+    if augmented is not None:
+        jax.eval_shape(augmented, jax.random.key(0), parts._example())
+    return parts

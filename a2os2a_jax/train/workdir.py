@@ -1,0 +1,113 @@
+"""The directory of a run: whose it is, what it holds, how it is written."""
+
+import functools
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from a2os2a_jax import config as configs
+from a2os2a_jax.train.checkpoint import Checkpoints
+from a2os2a_jax.train.setup import Parts, prepare
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """Makes `workdir` this config's, or finds that it is.
+
+    Returns:
+      The result of a finished run of the same config, else None.
+    Raises:
+      ValueError: it holds another config's run, or files that no run made.
+      OSError: it cannot be made or written.
+    """
+    mine = configs.to_json(config)
+    path = workdir / "config.json"
+    if path.exists():
+        if differing := configs.differences(json.loads(path.read_text()), mine):
+            raise ValueError(
+                f"workdir {workdir} holds a run of another config: "
+                f"{'; '.join(differing)}. Take another --workdir"
+            )
+        result = workdir / "result.json"
+        return json.loads(result.read_text()) if result.exists() else None
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise ValueError(
+            f"workdir {workdir} is not empty and holds no config.json, expected a new "
+            "or empty directory, or one of this program's"
+        )
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"workdir {workdir} cannot be made: {error.strerror}"
+            ) from error
+        write_json(path, mine)
+    return None
+
+
+def load_trained(
+    config: ConfigDict, workdir: str | os.PathLike
+) -> tuple[Parts, int, dict[str, Any]]:
+    """(parts, step, variables) of the last checkpoint of a run.
+
+    Raises:
+      ValueError: no run of this config is there, or it has no checkpoint that loads.
+    """
+    workdir = Path(workdir)
+    if not (workdir / "config.json").exists():
+        raise ValueError(
+            f"workdir {workdir}: got no config.json, expected a run to load"
+        )
+    parts = prepare(config)
+    claim(workdir, config)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    restored = checkpoints.restore(parts.abstract_state())
+    if restored is None:
+        raise ValueError(
+            f"workdir {workdir}: got no checkpoint, expected one that loads"
+        )
+    return parts, restored[0], restored[1].variables
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes all of the file or none of it."""
+    temp = path.with_name(f".{path.name}.tmp")
+    temp.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    os.replace(temp, path)
+
+
+def commit() -> str | None:
+    """The commit this runs from, "+changes" if files differ; None outside git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        ask = functools.partial(
+            subprocess.run, capture_output=True, text=True, check=True, timeout=10
+        )
+        name = ask([*git, "rev-parse", "HEAD"]).stdout.strip()
+        dirty = ask([*git, "status", "--porcelain", "--untracked-files=no"]).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return name + ("+changes" if dirty.strip() else "")
+
+
+def device() -> str:
+    """For example "2 x TPU v5 lite", "1 x cpu (x86_64, 2 cores)"."""
+    devices = jax.devices()
+    text = f"{len(devices)} x {devices[0].device_kind}"
+    if devices[0].platform == "cpu":
+        text += f" ({platform.machine()}, {os.cpu_count()} cores)"
+    return text
+
+
+def versions() -> dict[str, str]:
+    """{package: version} of what a result depends on."""
+    return {name: metadata.version(name) for name in PACKAGES}
