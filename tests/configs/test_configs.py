@@ -1,0 +1,101 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from a2os2a_jax import config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+RUNNABLE = ("digits", "recall")  # with `full`; the rest waits for data sources
+
+# What users override, and rely on in every config.
+KEYS = """
+seed dtype init_from
+data.name data.data_dir data.size data.classes
+model.name model.variant model.timesteps model.heads model.pool model.shortcut
+model.attention.kind model.attention.order model.attention.k model.attention.v
+model.attention.scale model.attention.k_gain model.attention.freeze
+model.neuron.rule model.neuron.decay_input model.neuron.tau model.neuron.v_th
+model.neuron.surrogate
+optim.name optim.lr optim.weight_decay optim.warmup_epochs optim.min_lr
+train.batch train.epochs train.steps train.stop_after train.log_steps train.ema
+eval.batch eval.examples eval.split
+mesh.data mesh.fsdp
+""".split()
+
+
+def _module(name):
+    path = ROOT / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_configs_are_found():
+    assert {"digits", "recall", "cifar10", "cifar100", "imagenet"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("mode", ["full", "smoke"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_is_in_every_config(name, mode):
+    flat = config.flatten(_module(name).get_config(mode))
+    assert set(KEYS) <= flat.keys()
+    assert flat.keys() == config.flatten(config.default()).keys()
+    assert any(key.startswith("augment.") for key in flat)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_can_smoke(name):
+    c = _module(name).get_config("smoke")
+    config.check(c)
+    assert c.data.name in ("fake", "recall")  # made up, nothing to download
+    full = _module(name).get_config()
+    assert c.model.attention == full.model.attention
+    assert c.model.neuron == full.model.neuron
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_full_is_complete_or_says_what_is_not_built(name):
+    full = _module(name).get_config()
+    assert full == _module(name).get_config("full")
+    if name in RUNNABLE:
+        config.check(full)
+    else:
+        with pytest.raises(ValueError, match="is not built yet"):
+            config.check(full)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_another_mode_is_refused(name):
+    with pytest.raises(ValueError, match="got :tiny, expected :full or :smoke"):
+        _module(name).get_config("tiny")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_header_says_how_to_run_it(name):
+    text = _module(name).__doc__
+    start = f"python -m a2os2a_jax.main --config=configs/{name}.py"
+    assert f"{start} --workdir=" in text and f"{start}:smoke --workdir=" in text
+    # the overrides it shows are overrides one can make
+    words = [word for word in text.split() if word.startswith("--config.")]
+    for word in words:
+        key = word.removeprefix("--config.").split("=")[0]
+        assert key in config.flatten(config.default())
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("cifar10", "2-512"), ("cifar100", "2-512")]
+)
+def test_published_settings_are_kept(name, published):
+    c = _module(name).get_config()
+    assert c.model.variant == published and c.model.timesteps == 4
+    assert (c.optim.lr, c.train.batch, c.train.epochs) == (3e-4, 64, 300)
+    assert (c.optim.warmup_epochs, c.optim.warmup_lr, c.optim.min_lr) == (
+        20,
+        1e-6,
+        1e-5,
+    )
+    assert (c.optim.weight_decay, c.train.label_smoothing) == (0.06, 0.1)
+    assert (c.augment.mixup, c.augment.off_epoch) == (0.5, 200)

@@ -1,0 +1,314 @@
+"""The whole model against a PyTorch reference, through the names of its state dict."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from a2os2a_jax.interop import torch_weights
+
+OPTIONS = dict(image_size=32, heads=3, neuron=dict(decay_input=True))
+QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile
+MODES = ("train", "eval")
+# Recorded outputs of other modules than neurons: theirs, ours.
+OUTPUTS = {
+    "stem": "stem",
+    "blocks.0.attn": "block_0/attention",
+    "blocks.1.attn": "block_1/attention",
+}
+
+
+def part(data, prefix):
+    return {k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}
+
+
+def close(got, want, name=""):
+    """To 1e-9 of the largest value, or as far as float32 has kept the reference."""
+    bound = 2e-7 if want.dtype == np.float32 else 1e-9
+    atol = bound * np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=name)
+
+
+def their_layout(x):
+    """[B, T, N, D] or [B, T, H, W, C] -> [T, B, N, D] or [T, B, C, H, W]."""
+    x = np.asarray(x).swapaxes(0, 1)
+    return x.transpose(0, 1, 4, 2, 3) if x.ndim == 5 else x
+
+
+@pytest.fixture(scope="module")
+def state_dict(parity):
+    return part(parity("a2os2a_cifar_tiny_a"), "sd/")
+
+
+@pytest.fixture(scope="module")
+def npz(state_dict, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.npz"
+    np.savez(path, **state_dict)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(parity, npz):
+    """{mode: ((loss, (logits, kept)), (gradients, grad_x))} and the variables."""
+    data = parity("a2os2a_cifar_tiny_a")
+    with jax.enable_x64(True):
+        model, variables = torch_weights.load(npz, dtype="float64", **OPTIONS)
+        x = jnp.asarray(data["in/x"], jnp.float64).transpose(0, 2, 3, 1)
+        labels = jnp.asarray(data["in/target"])
+
+        def run(params, x, train):
+            logits, kept = model.apply(
+                variables | {"params": params},
+                x,
+                train=train,
+                mutable=["spikes", "batch_stats", "intermediates"],
+                capture_intermediates=lambda module, method: (
+                    method == "__call__" and "/".join(module.path) in OUTPUTS.values()
+                ),
+            )
+            scores = jnp.take_along_axis(
+                jax.nn.log_softmax(logits), labels[:, None], axis=1
+            )
+            return -scores.mean(), (logits, kept)
+
+        grad = jax.value_and_grad(run, (0, 1), has_aux=True)
+        compiled = jax.jit(grad, static_argnums=2, compiler_options=QUICK)
+        results = {m: compiled(variables["params"], x, m == "train") for m in MODES}
+        return jax.device_get(results), variables
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_logits_and_loss(parity, ours, mode):
+    data, ((loss, (logits, _)), _) = parity("a2os2a_cifar_tiny_a"), ours[0][mode]
+    assert np.ptp(data[f"{mode}/out"], axis=0).max() > 1e-2
+    close(logits, data[f"{mode}/out"])
+    close(loss, data[f"{mode}/loss"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_spike(parity, ours, mode):
+    (_, (_, kept)), _ = ours[0][mode]
+    got = traverse_util.flatten_dict(kept["spikes"], sep="/")
+    want = part(parity("a2os2a_cifar_tiny_a"), f"{mode}/spk/")
+    places = {n: torch_weights.module_path(n, "columnar") + "/out" for n in want}
+    assert sorted(places.values()) == sorted(got) and len(got) == 17
+    for name, s in want.items():
+        assert 0.02 < np.mean(s != 0) < 0.7
+        np.testing.assert_array_equal(their_layout(got[places[name]][0]), s, name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_recorded_outputs_of_modules(parity, ours, mode):
+    data, ((_, (_, kept)), _) = parity("a2os2a_cifar_tiny_a"), ours[0][mode]
+    got = traverse_util.flatten_dict(kept["intermediates"], sep="/")
+    recorded = [name for name in OUTPUTS if f"{mode}/act/{name}" in data]
+    assert recorded == list(OUTPUTS if mode == "train" else ["stem"])
+    for name in recorded:
+        (y,) = got[f"{OUTPUTS[name]}/__call__"]
+        close(their_layout(y), data[f"{mode}/act/{name}"], name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_gradient(parity, ours, mode):
+    data, (_, (grads, grad_x)) = parity("a2os2a_cifar_tiny_a"), ours[0][mode]
+    close(grad_x.transpose(0, 3, 1, 2), data[f"{mode}/grad_x"])
+    want = part(data, f"{mode}/grad/")
+    got = torch_weights.from_variables({"params": grads}, want)
+    assert set(got) == set(want)
+    if mode == "train":
+        assert len(want) == len(jax.tree.leaves(grads))
+    zero = json.loads(str(data["meta"]))[mode]["grads_numerically_zero"]
+    for name, value in want.items():
+        if f"grad/{name}" in zero:
+            np.testing.assert_allclose(got[name], 0, atol=1e-12, err_msg=name)
+        else:
+            close(got[name], value, name)
+
+
+def test_running_statistics(parity, ours):
+    results, variables = ours
+    want = part(parity("a2os2a_cifar_tiny_a"), "train/sd_after/")
+    (_, (_, kept)), _ = results["train"]
+    got = torch_weights.from_variables({"batch_stats": kept["batch_stats"]}, want)
+    assert len(got) == len(jax.tree.leaves(kept["batch_stats"])) == 34
+    for name, value in got.items():
+        close(value, want[name], name)
+    (_, (_, kept)), _ = results["eval"]
+    jax.tree.map(
+        np.testing.assert_array_equal, kept["batch_stats"], variables["batch_stats"]
+    )
+
+
+# --- reading and writing --------------------------------------------------------------
+
+
+def test_depth_and_width_are_read_from_the_tensors(npz):
+    model, variables = torch_weights.load(npz, **OPTIONS)
+    assert (model.depth, model.dim, model.num_classes) == (2, 48, 10)
+    assert (model.in_channels, model.heads, model.timesteps) == (3, 3, 4)
+    assert model.neuron["decay_input"] and model.dtype == jnp.float32
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32"}
+
+
+def test_options_of_the_load(npz):
+    how = OPTIONS | dict(timesteps=2, shortcut="attention")
+    model, variables = torch_weights.load(
+        npz, "columnar", surrogate="sigmoid(4)", dtype="bfloat16", **how
+    )
+    assert model.neuron == dict(OPTIONS["neuron"], surrogate="sigmoid(4)") | {
+        "rule": "paper",
+        "tau": 2.0,
+        "v_th": 1.0,
+    }
+    assert (model.timesteps, model.shortcut) == (2, "attention")
+    assert model.dtype == jnp.bfloat16
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32"}
+    paper, _ = torch_weights.load(npz, image_size=32, heads=3, surrogate="triangle")
+    assert not paper.neuron["decay_input"] and paper.neuron["surrogate"] == "triangle"
+
+
+def test_there_and_back_changes_nothing(state_dict):
+    variables = torch_weights.to_variables(state_dict)
+    assert set(variables) == {"params", "batch_stats"}
+    back = torch_weights.from_variables(variables, state_dict)
+    counters = {name for name in state_dict if name.endswith("num_batches_tracked")}
+    assert set(back) == set(state_dict) - counters and len(counters) == 17
+    for name, value in back.items():
+        np.testing.assert_array_equal(value, state_dict[name], name)
+    again = torch_weights.to_variables(back)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_kernels_are_transposed_as_their_layers_want(state_dict):
+    params = torch_weights.to_variables(state_dict)["params"]
+    conv, kernel = state_dict["stem.conv.1.weight"], params["stem"]["conv_1"]["kernel"]
+    assert kernel.shape == (3, 3, 6, 12)
+    assert kernel[0, 2, 5, 7] == conv[7, 5, 0, 2]
+    linear = state_dict["blocks.1.mlp.fc1_linear.weight"]
+    kernel = params["block_1"]["mlp"]["fc1_linear"]["kernel"]
+    assert kernel.shape == (48, 192) and kernel[3, 100] == linear[100, 3]
+
+
+def test_a_safetensors_file_loads_as_well(npz, state_dict, tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    numpy.save_file(state_dict, tmp_path / "model.safetensors")
+    _, want = torch_weights.load(npz, **OPTIONS)
+    _, got = torch_weights.load(tmp_path / "model.safetensors", **OPTIONS)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_torch_file_loads_as_well(npz, state_dict, tmp_path, wrapped):
+    torch = pytest.importorskip("torch")
+    tensors = {
+        name: torch.from_numpy(value.copy()) for name, value in state_dict.items()
+    }
+    if wrapped:  # as training scripts save it, from several devices
+        tensors = {"model": {f"module.{name}": x for name, x in tensors.items()}}
+    torch.save(tensors, tmp_path / "model.pth")
+    _, want = torch_weights.load(npz, **OPTIONS)
+    _, got = torch_weights.load(tmp_path / "model.pth", **OPTIONS)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+# --- what is refused ------------------------------------------------------------------
+
+
+def without(*names):
+    return lambda sd: {k: v for k, v in sd.items() if k not in names}
+
+
+def added(name, shape=(48,)):
+    return lambda sd: sd | {name: np.zeros(shape, np.float32)}
+
+
+REFUSED = {  # change of the state dict, other options, words of the message
+    "missing": (
+        without("blocks.1.attn.k_bn.bias"),
+        {},
+        ["missing", "params/block_1/attention/k_bn/bias"],
+    ),
+    "missing statistics": (
+        without("stem.rpe_bn.running_var"),
+        {},
+        ["missing", "batch_stats/stem/rpe_bn/var"],
+    ),
+    "missing head": (without("head.weight"), {}, ["missing", "head.weight"]),
+    "missing stem": (
+        without("stem.conv.0.weight"),
+        {},
+        ["missing", "stem.conv.0.weight"],
+    ),
+    "superfluous": (
+        added("blocks.0.attn.q_linear.bias"),
+        {},
+        ["superfluous", "params/block_0/attention/q_linear/bias"],
+    ),
+    "a block between missing": (
+        added("blocks.3.mlp.fc1_bn.bias"),
+        {},
+        ["missing", "block_2/"],
+    ),
+    "unknown module": (
+        added("blocks.0.attn.talking_heads.weight"),
+        dict(family="columnar"),
+        ["columnar", "blocks.0.attn.talking_heads"],
+    ),
+    "unknown leaf": (
+        added("blocks.0.attn.q_bn.gamma"),
+        dict(family="columnar"),
+        ["blocks.0.attn.q_bn.gamma", "weight, bias"],
+    ),
+    "unknown keys": (
+        lambda sd: {f"net.{k}": v for k, v in sd.items()},
+        {},
+        ["no family", "columnar", "net.stem.conv.0.weight"],
+    ),
+    "wrong shape": (
+        added("blocks.0.attn.q_linear.weight", (48, 40)),
+        {},
+        ["block_0/attention/q_linear/kernel", "(40, 48)", "(48, 48)"],
+    ),
+    "wrong mlp": ({}, dict(mlp_ratio=2), ["mlp/fc1", "192", "96"]),
+    "unknown family": ({}, dict(family="resnet"), ["'resnet'", "columnar"]),
+    "heads": ({}, dict(heads=5), ["heads", "got 5", "48"]),
+    "image size": ({}, dict(image_size=30), ["image_size", "30"]),
+    "surrogate": ({}, dict(surrogate="erf"), ["surrogate", "'erf'"]),
+}
+
+
+@pytest.mark.parametrize("wrong", REFUSED)
+def test_what_does_not_fit_is_named(state_dict, tmp_path, wrong):
+    change, options, words = REFUSED[wrong]
+    np.savez(tmp_path / "model.npz", **(change(state_dict) if change else state_dict))
+    with pytest.raises(ValueError) as error:
+        torch_weights.load(tmp_path / "model.npz", **(OPTIONS | options))
+    message = str(error.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model", "model.npz.zip"])
+def test_an_unknown_kind_of_file_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=re.escape(f"got {name}, expected .npz")):
+        torch_weights.load(tmp_path / name, **OPTIONS)
+
+
+def test_from_variables_misses_what_is_not_there(state_dict):
+    variables = torch_weights.to_variables(state_dict)
+    del variables["params"]["head"]
+    with pytest.raises(ValueError, match="params/head/"):
+        torch_weights.from_variables(variables, state_dict)
+
+
+@pytest.mark.parametrize("name", ["blocks.0", "stem.conv", "blocks.x.mlp.fc1_bn", ""])
+def test_module_path_knows_its_modules_only(name):
+    assert torch_weights.module_path("blocks.0.attn.q_lif", "columnar") == (
+        "block_0/attention/q_neuron"
+    )
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        torch_weights.module_path(name, "columnar")

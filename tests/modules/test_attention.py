@@ -1,0 +1,232 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from a2os2a_jax.functional import attention as products
+from a2os2a_jax.interop import torch_weights
+from a2os2a_jax.modules import attention, neuron
+
+PREFIX = "blocks.0.attn."  # under which interop's table knows the module's names
+NEURONS = {"q_lif": "q", "v_lif": "v", "attn_lif": "attention"}
+
+
+def module(kind="a2os2a", *, dim=32, heads=4, dtype="float64", neurons=None, **options):
+    return attention.SpikingSelfAttention(
+        dim=dim,
+        heads=heads,
+        options=attention.resolve({"kind": kind} | options),
+        neuron=neuron.resolve(neurons),
+        dtype=jnp.dtype(dtype),
+    )
+
+
+def from_torch(state_dict):
+    named = {PREFIX + name: value for name, value in state_dict.items()}
+    tree = torch_weights.to_variables(named, dtype=jnp.float64)
+    return {key: value["block_0"]["attention"] for key, value in tree.items()}
+
+
+def to_torch(collection, tree, like):
+    named = {PREFIX + name: value for name, value in like.items()}
+    nested = {collection: {"block_0": {"attention": tree}}}
+    flat = torch_weights.from_variables(nested, named)
+    return {name.removeprefix(PREFIX): value for name, value in flat.items()}
+
+
+def part(data, prefix):
+    return {k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}
+
+
+def close(got, want, name=""):
+    bound = 1e-9 if want.dtype == np.float64 else 2e-7  # float32 has rounded already
+    atol = bound * np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=name)
+
+
+def steps_first(x):
+    return np.asarray(x).swapaxes(0, 1)
+
+
+@pytest.fixture(scope="module")
+def reference(parity):
+    """(data, {mode: everything we compute})."""
+    data = parity("prim_a2os2a_attention_a")
+    with jax.enable_x64(True):
+        variables = from_torch(part(data, "sd/"))
+        x, cotangent = (
+            jnp.asarray(data[f"in/{key}"], jnp.float64).swapaxes(0, 1)
+            for key in ("x", "cotangent")
+        )
+
+        def run(params, x, train):
+            out, kept = module(neurons=dict(decay_input=True)).apply(
+                variables | {"params": params},
+                x,
+                train,
+                mutable=["spikes", "batch_stats", "intermediates"],
+                capture_intermediates=True,
+            )
+            return (out * cotangent).sum(), (out, kept)
+
+        grad = jax.value_and_grad(run, (0, 1), has_aux=True)
+        both = jax.jit(lambda p, x: {m: grad(p, x, m == "train") for m in modes})
+        modes = ("train", "eval")
+        return data, jax.device_get(both(variables["params"], x))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_reference_is_reproduced(reference, mode):
+    data, ours = reference
+    (loss, (out, kept)), (grads, grad_x) = ours[mode]
+    close(steps_first(out), data[f"{mode}/out"])
+    close(loss, data[f"{mode}/loss"])
+    close(steps_first(grad_x), data[f"{mode}/grad_x"])
+    for theirs, name in NEURONS.items():
+        (s,) = kept["spikes"][f"{name}_neuron"]["out"]
+        np.testing.assert_array_equal(steps_first(s), data[f"{mode}/spk/{theirs}"])
+        assert 0.02 < np.mean(s != 0) < 0.7
+    for name in ("q_bn", "k_bn", "v_bn", "proj_bn"):
+        (y,) = kept["intermediates"][name]["__call__"]
+        close(steps_first(y), data[f"{mode}/act/{name}"], name)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_every_gradient_of_the_reference_is_reproduced(reference, mode):
+    data, ours = reference
+    _, (grads, _) = ours[mode]
+    want = part(data, f"{mode}/grad/")
+    got = to_torch("params", grads, want)
+    zero = json.loads(str(data["meta"]))[mode]["grads_numerically_zero"]
+    assert len(want) >= (13 if mode == "train" else 9)
+    for name, value in want.items():
+        if f"grad/{name}" in zero:
+            np.testing.assert_allclose(got[name], 0, atol=1e-12)
+        else:
+            close(got[name], value, name)
+
+
+def test_the_running_statistics_of_the_reference_are_reproduced(x64, reference):
+    data, ours = reference
+    (_, (_, kept)), _ = ours["train"]
+    want = part(data, "train/sd_after/")
+    got = to_torch("batch_stats", kept["batch_stats"], want)
+    assert len(got) == 8
+    for name, value in got.items():
+        close(value, want[name], name)
+    (_, (_, kept)), _ = ours["eval"]
+    before = from_torch(part(data, "sd/"))["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], before)
+
+
+# --- alphabets and options ------------------------------------------------------------
+
+KINDS = {  # options: alphabets of q, k and v, the scale, the product's own threshold
+    "a2os2a": (dict(), ("binary", "relu", "ternary"), None, 1.0),
+    "vssa": (dict(kind="vssa"), ("binary", "binary", "binary"), 0.125, 0.5),
+    "k binary": (dict(k="binary"), ("binary", "binary", "ternary"), None, 1.0),
+    "v binary": (dict(v="binary"), ("binary", "relu", "binary"), None, 1.0),
+    "scaled": (dict(scale=0.25, v_th=0.75), ("binary", "relu", "ternary"), 0.25, 0.75),
+}
+VALUES = {"binary": {0, 1}, "ternary": {-1, 0, 1}}
+
+
+def variables_of(layer, s):
+    rng = np.random.default_rng(0)
+
+    def leaf(path, want):
+        kernel = path[-1].key == "kernel"
+        value = rng.normal(0, 0.02, want.shape) if kernel else np.ones(want.shape)
+        return jnp.asarray(value * (path[-1].key not in ("bias", "mean")), want.dtype)
+
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), s, False))
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+@pytest.fixture(scope="module")
+def spikes():
+    draw = np.random.default_rng(1).uniform(size=(2, 2, 64, 32))
+    return jnp.asarray(draw < 0.3, jnp.float32)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_factors_have_the_alphabets_asked_for(monkeypatch, spikes, name):
+    options, alphabets, scale, v_th = KINDS[name]
+    layer = module(dim=32, heads=2, dtype="float32", **options)
+    variables = variables_of(layer, spikes)
+    calls = []
+
+    def spy_on(function):
+        sound = getattr(products, function)
+
+        def spy(q, k, v, *rest):
+            calls.append((q, k, v, sound(q, k, v, *rest)))
+            assert (rest[0] if function == "ssa" else None) == scale
+            return calls[-1][-1]
+
+        monkeypatch.setattr(products, function, spy)
+
+    spy_on("a2os2a")
+    spy_on("ssa")
+
+    @jax.jit
+    def run(s):
+        _, kept = layer.apply(variables, s, True, mutable=["spikes", "batch_stats"])
+        return calls.pop(), kept["spikes"]["attention_neuron"]["out"][0]
+
+    (*factors, product), fired = jax.device_get(run(spikes))
+    for x, alphabet in zip(factors, alphabets, strict=True):
+        assert x.shape == (2, 2, 64, 2, 16)
+        if alphabet == "relu":
+            assert (x >= 0).all() and 0.3 < (x > 0).mean() < 0.7
+            assert len(np.unique(x)) > 100
+        else:
+            assert set(np.unique(x)) == VALUES[alphabet]
+    q, k, v = (x.astype(np.float64) for x in factors)
+    want = np.einsum("btnhd,btmhd,btmhe->btnhe", q, k, v) * (scale or 1)
+    np.testing.assert_allclose(product, want, rtol=1e-4, atol=1e-4)
+    first = product.reshape(spikes.shape)[:, 0]  # from rest the membrane is the product
+    np.testing.assert_array_equal(fired[:, 0], first >= v_th)
+    assert 0.02 < fired.mean() < 0.99
+
+
+def test_the_gain_of_k_scales_the_product_and_nothing_else(spikes):
+    for gain in (1.0, 1 / 64):
+        layer = module(dim=32, heads=2, dtype="float32", k_gain=gain)
+        init = jax.jit(layer.init, static_argnums=2)
+        params = init(jax.random.key(0, impl="unsafe_rbg"), spikes, False)["params"]
+        for name in ("q_bn", "k_bn", "v_bn", "proj_bn"):
+            want = gain if name == "k_bn" else 1.0
+            np.testing.assert_array_equal(params[name]["scale"], np.full(32, want))
+
+
+def test_resolve_completes_a_kind():
+    assert (
+        attention.resolve("a2os2a")
+        == attention.resolve({})
+        == dict(
+            kind="a2os2a",
+            k="relu",
+            v="ternary",
+            scale=None,
+            v_th=None,
+            order="auto",
+            k_gain=1,
+        )
+    )
+    given = dict(kind="vssa", order="q_kv", scale=None)
+    assert attention.resolve(given) == dict(
+        kind="vssa",
+        k="binary",
+        v="binary",
+        scale=0.125,
+        v_th=0.5,
+        order="q_kv",
+        k_gain=1,
+    )
+    assert given == dict(kind="vssa", order="q_kv", scale=None)
+    assert attention.resolve("none") == dict(kind="none")
+    unused = dict(kind="none", order="auto", k=None, k_gain=1.0)  # as configs have them
+    assert attention.resolve(unused) == dict(kind="none")

@@ -1,0 +1,104 @@
+"""The block put together by hand, from what its submodules say they computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from a2os2a_jax.functional import neurons
+from a2os2a_jax.modules import attention, neuron
+from a2os2a_jax.modules.block import SHORTCUTS, Block
+
+pytestmark = pytest.mark.usefixtures("x64")
+B, T, N, D = 4, 3, 6, 16
+KEY = jax.random.key(0)
+
+
+def fire(u):
+    return np.asarray(neurons.unroll(neurons.lif_step, neurons.lif_init, u, axis=1))
+
+
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def results():
+    """{(shortcut, kind): (s, u, (S, U), kept)} in training mode."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, want):
+        value = rng.normal(0, 0.1, want.shape)
+        return jnp.asarray(value + (path[-1].key in ("scale", "var")))
+
+    with jax.enable_x64(True):
+        u = jnp.asarray(rng.normal(0.5, 1, (B, T, N, D)))
+        s = jnp.asarray(rng.uniform(size=u.shape) < 0.3, jnp.float64)
+        blocks = {
+            (shortcut, kind): Block(
+                dim=D,
+                heads=2,
+                attention=attention.resolve(kind),
+                neuron=neuron.resolve(None),
+                shortcut=shortcut,
+                mlp_ratio=4,
+                dtype=jnp.dtype("float64"),
+            )
+            for shortcut in SHORTCUTS
+            for kind in ("a2os2a", "none")
+        }
+        variables = {}
+        for (_, kind), block in blocks.items():
+            if kind not in variables:
+                shapes = jax.eval_shape(lambda b=block: b.init(KEY, s, u, True))
+                variables[kind] = jax.tree_util.tree_map_with_path(leaf, shapes)
+
+        @jax.jit
+        def run(s, u):
+            return {
+                key: block.apply(
+                    variables[key[1]],
+                    s,
+                    u,
+                    True,
+                    mutable=["spikes", "intermediates", "batch_stats"],
+                    capture_intermediates=True,
+                )
+                for key, block in blocks.items()
+            }
+
+        return {key: (s, u, *r) for key, r in jax.device_get(run(s, u)).items()}
+
+
+@pytest.mark.parametrize("kind", ["a2os2a", "none"])
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_equations_15_to_17(results, shortcut, kind):
+    s, u, (got_s, got_u), kept = results[shortcut, kind]
+    inside = kept["intermediates"].items()
+    out = {name: tree["__call__"][0] for name, tree in inside if name != "__call__"}
+    assert ("attention" in out) == (kind != "none")
+    middle = out["attention"] + u if kind != "none" else u
+    np.testing.assert_array_equal(out["mid_neuron"], fire(middle))
+    final = out["mlp"] + middle
+    np.testing.assert_array_equal(got_s, fire(final))
+    close(got_u, final if shortcut == "full" else middle)
+    for spikes in jax.tree.leaves(kept["spikes"]):
+        assert 0.02 < np.mean(spikes != 0) < 0.7
+    assert np.abs(final - middle).max() > 0.1 and (got_s != out["mid_neuron"]).any()
+
+
+def test_the_mlp_is_two_linear_maps_with_norms_and_a_neuron_between(results):
+    _, _, _, kept = results["full", "a2os2a"]
+    inside = kept["intermediates"]["mlp"]
+    out = {name: tree["__call__"][0] for name, tree in inside.items() if name[0] == "f"}
+    assert set(out) == {"fc1_linear", "fc1_bn", "fc1_neuron", "fc2_linear", "fc2_bn"}
+    assert out["fc1_bn"].shape == (B, T, N, 4 * D)
+    np.testing.assert_array_equal(out["fc1_neuron"], fire(out["fc1_bn"]))
+    np.testing.assert_array_equal(inside["__call__"][0], out["fc2_bn"])
+
+
+def test_the_shortcuts_give_the_same_spikes_and_another_membrane(results):
+    _, _, (s, u), _ = results["full", "a2os2a"]
+    _, _, (other_s, other_u), _ = results["attention", "a2os2a"]
+    np.testing.assert_array_equal(s, other_s)
+    assert np.abs(u - other_u).max() > 0.1

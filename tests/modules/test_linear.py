@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from a2os2a_jax.modules.linear import conv3x3, linear, max_pool, param_dtype
+
+CASES = ["spikes_even", "spikes_odd", "negative", "sum_of_spikes"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_max_pool_and_its_gradient_at_ties_as_torch_has_them(x64, parity, case):
+    data = parity("prim_maxpool_a")
+    x, cotangent, y, grad_x = (
+        np.moveaxis(data[f"{case}/{key}"].astype(np.float64), 1, -1)
+        for key in ("x", "cotangent", "y", "grad_x")
+    )
+    got, pull = jax.vjp(max_pool, x)
+    np.testing.assert_array_equal(got, y)
+    np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], grad_x, atol=1e-12)
+
+
+def test_a_tie_sends_its_gradient_to_the_first_maximum():
+    grad = jax.grad(lambda x: max_pool(x).sum())(jnp.zeros((1, 4, 4, 1)))
+    # Windows start at -1 and 1; rows and columns 0 and 1 are their first inside.
+    want = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(grad[0, ..., 0], want)
+
+
+def test_the_border_counts_as_minus_infinity():
+    x = jnp.full((1, 4, 4, 1), -3.0)
+    np.testing.assert_array_equal(max_pool(x), np.full((1, 2, 2, 1), -3.0))
+
+
+def test_max_pool_takes_any_leading_axes():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 6, 8, 2)), jnp.float32)
+    want = jnp.stack([max_pool(x[:, t]) for t in range(3)], axis=1)
+    assert want.shape == (2, 3, 3, 4, 2)
+    np.testing.assert_array_equal(max_pool(x), want)
+
+
+def test_a_convolution_keeps_the_size_and_sees_its_neighbours():
+    conv = conv3x3(1, dtype=jnp.float32, name=None)
+    x = jnp.zeros((1, 2, 5, 5, 1)).at[0, 1, 2, 2].set(1.0)
+    variables = conv.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (3, 3, 1, 1)}}
+    ones = {"params": {"kernel": jnp.ones((3, 3, 1, 1))}}
+    y = conv.apply(ones, x)
+    assert y.shape == (1, 2, 5, 5, 1)
+    assert not y[0, 0].any()  # frames do not see each other
+    np.testing.assert_array_equal(y[0, 1, 1:4, 1:4, 0], np.ones((3, 3)))
+    assert y.sum() == 9
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_map_acts_on_the_last_axis(bias):
+    layer = linear(3, bias=bias, dtype=jnp.float32, name=None)
+    variables = layer.init(jax.random.key(0), jnp.ones((2, 5, 4)))
+    shapes = jax.tree.map(jnp.shape, variables["params"])
+    assert shapes == {"kernel": (4, 3)} | ({"bias": (3,)} if bias else {})
+    assert layer.apply(variables, jnp.ones((2, 5, 4))).shape == (2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    "dtype, want",
+    [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")],
+)
+def test_parameters_are_float32_at_least(x64, dtype, want):
+    assert param_dtype(jnp.dtype(dtype)) == want
+    for layer in (linear, conv3x3):
+        how = {"bias": False} if layer is linear else {}
+        module = layer(2, dtype=jnp.dtype(dtype), name=None, **how)
+        x = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32)
+        y, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+        assert y.dtype == dtype
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(want)}

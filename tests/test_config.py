@@ -1,0 +1,155 @@
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from a2os2a_jax import config
+
+
+def _set(c: ConfigDict, key: str, value) -> ConfigDict:
+    with c.unlocked(), c.ignore_type():
+        *path, last = key.split(".")
+        node = c
+        for name in path:
+            node = node[name]
+        node[last] = value
+    return c
+
+
+def test_the_default_is_accepted():
+    config.check(config.default())
+
+
+def test_every_key_is_missed():
+    for key in config.flatten(config.default()):
+        c = config.default()
+        *path, last = key.split(".")
+        node = c
+        for name in path:
+            node = node[name]
+        del node[last]
+        with pytest.raises(ValueError, match="missing; start from config.default"):
+            config.check(c)
+
+
+def test_a_key_that_no_one_reads_is_refused():
+    with pytest.raises(ValueError, match=r"got \['optim.lrr'\], which no one reads"):
+        config.check(_set(config.default(), "optim.lrr", 1.0))
+
+
+OTHER = {  # a value that is not the default, of the key's type
+    "init_from": "runs/a",
+    "model.attention.freeze": "qk",
+    "augment.crop": 4,
+    "augment.randaugment": "rand-m9",
+    "augment.jitter": 0.4,
+    "augment.erase": 0.25,
+    "augment.mixup": 0.5,
+    "augment.cutmix": 1.0,
+    "optim.name": "sgd",
+    "train.ema": 0.999,
+    "train.profile_steps": "10-20",
+    "mesh.fsdp": 2,
+}
+
+
+def test_the_table_below_knows_every_key_that_is_not_built():
+    assert OTHER.keys() == config.NOT_BUILT.keys()
+
+
+@pytest.mark.parametrize("key", config.NOT_BUILT)
+def test_what_is_not_built_is_refused_by_name(key):
+    c = config.default()
+    c.update_from_flattened_dict({key: OTHER[key]})  # the type fits
+    with pytest.raises(ValueError, match=f"^{key}: {OTHER[key]!r} is not built yet"):
+        config.check(c)
+
+
+RANGES = [
+    ("train.batch", 0, "> 0"),
+    ("eval.batch", -1, "> 0"),
+    ("train.log_steps", 0, "> 0"),
+    ("train.steps", 0, "> 0"),
+    ("train.stop_after", 0, "> 0"),
+    ("eval.examples", 0, "> 0"),
+    ("train.epochs", 0.0, "> 0"),
+    ("train.save_epochs", 0.0, "> 0"),
+    ("eval.epochs", -1.0, "> 0"),
+    ("optim.lr", 0.0, "> 0"),
+    ("optim.clip", 0.0, "> 0"),
+    ("optim.warmup_epochs", -0.5, ">= 0"),
+    ("optim.warmup_lr", -1.0, ">= 0"),
+    ("optim.weight_decay", -0.1, ">= 0"),
+    ("optim.min_lr", -1e-9, ">= 0"),
+    ("train.label_smoothing", 1.0, "0 <= it < 1"),
+    ("train.label_smoothing", -0.1, "0 <= it < 1"),
+    ("optim.lr", float("nan"), "a finite number"),
+    ("optim.lr", float("inf"), "a finite number"),
+    ("train.epochs", float("inf"), "a finite number"),
+    ("model.neuron.v_th", float("nan"), "a finite number"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), RANGES)
+def test_a_value_out_of_range_is_refused_by_name(key, value, expected):
+    with pytest.raises(ValueError, match=f"^{key}: got {value}, expected {expected}$"):
+        config.check(_set(config.default(), key, value))
+
+
+def test_unset_keys_take_their_type_and_are_independent():
+    c = config.default()
+    c.train.steps, c.model.heads = 7, 2
+    assert (c.train.steps, c.model.heads) == (7, 2)
+    assert c.train.stop_after is None and c.data.size is None
+    assert config.default().train.steps is None
+    with pytest.raises(TypeError):
+        c.eval.examples = "many"
+
+
+def test_json_holds_the_config():
+    c = config.default()
+    c.optim.clip = 0.5
+    plain = config.to_json(c)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["optim"]["clip"] == 0.5 and plain["train"]["steps"] is None
+    assert config.flatten(plain) == config.flatten(c)
+
+
+def _changed(**changes):
+    c = config.default()
+    c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config.to_json(c)
+
+
+def test_differences_name_key_and_both_values():
+    new = _changed(optim__lr=0.5, model__attention__kind="none", train__steps=9)
+    assert config.differences(_changed(), new) == [
+        "model.attention.kind was 'a2os2a', is 'none'",
+        "optim.lr was 0.001, is 0.5",
+        "train.steps was None, is 9",
+    ]
+    assert config.differences(new, new) == []
+
+
+def test_what_may_differ_when_resuming():
+    new = _changed(
+        mesh__data=1,
+        eval__batch=7,
+        eval__examples=9,
+        eval__split="train",
+        eval__epochs=3.0,
+        train__stop_after=5,
+        train__log_steps=2,
+        train__profile_steps="1-2",
+    )
+    assert config.differences(_changed(), new) == []
+
+
+def test_a_key_of_one_side_only_is_a_difference():
+    old, new = _changed(), _changed()
+    old["optim"]["momentum"] = 0.9
+    del old["dtype"]
+    assert config.differences(old, new) == [
+        "dtype was None, is 'float32'",
+        "optim.momentum was 0.9, is None",
+    ]

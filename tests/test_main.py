@@ -1,0 +1,321 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from a2os2a_jax import config as configs
+from a2os2a_jax import main
+from a2os2a_jax.train import checkpoint, metrics, setup
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+SMOKE = f"--config={ROOT / 'configs' / 'digits.py'}:smoke"
+
+
+def call(*flags):
+    return main.main(["main", *map(str, flags)])
+
+
+def program(*flags, **environment):
+    """The program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "a2os2a_jax.main", *map(str, flags)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        timeout=300,
+        text=True,
+    )
+
+
+def one_error(text, *needles):
+    """The only line, which names what was got and what was expected."""
+    (line,) = text.splitlines()
+    assert line.startswith("error: ")
+    for needle in needles:
+        assert needle in line, line
+    assert "Traceback" not in line and len(line) < 500
+
+
+# ---- errors, found before anything is written
+
+WRONG = {
+    "unknown key": (["--config.optim.lrr=1"], ["lrr", 'Did you mean "lr"']),
+    "unknown group": (["--config.optimizer.lr=1"], ["got 'optimizer'", "expected"]),
+    "not a number": (["--config.optim.lr=fast"], ["optim.lr=fast", "float"]),
+    "not an integer": (["--config.train.batch=1.5"], ["train.batch=1.5", "int()"]),
+    "not a truth value": (["--config.augment.flip=perhaps"], ["flip=perhaps"]),
+    "a group": (["--config.optim=3"], ["optim=3"]),
+    "not finite": (["--config.optim.lr=inf"], ["optim.lr: got inf", "finite"]),
+    "image size": (
+        ["--config.data.size=9"],
+        ["image_size: got 9", "expected a multiple of 2"],
+    ),
+    "heads": (["--config.model.heads=5"], ["model.heads: got 5", "divisor of dim 32"]),
+    "no timesteps": (["--config.model.timesteps=0"], ["got 0", "integer >= 1"]),
+    "variant": (["--config.model.variant=tiny"], ["got 'tiny'", "expected depth-dim"]),
+    "model not built": (
+        ["--config.model.name=qkformer"],
+        ["'qkformer' (not built yet)"],
+    ),
+    "kind": (["--config.model.attention.kind=some"], ["got 'some'", "'a2os2a'"]),
+    "rule": (["--config.model.neuron.rule=some"], ["got 'some'", "'paper'"]),
+    "source not built": (
+        ["--config.data.name=cifar10"],
+        ["data.name 'cifar10' is not built yet", "digits"],
+    ),
+    "unknown source": (["--config.data.name=some"], ["'some' is unknown", "digits"]),
+    "batch too large": (
+        ["--config.train.batch=999"],
+        ["batch 999 is larger than the data: 256"],
+    ),
+    "warm-up too long": (
+        ["--config.optim.warmup_epochs=10.0"],
+        ["optim.warmup_epochs: got 80 steps", "fewer than the 16"],
+    ),
+    "no such split": (["--config.eval.split=dev"], ["got split 'dev'", "train, test"]),
+    "too few examples": (["--config.eval.examples=101"], ["got 101", "1 to 100"]),
+    "augmentation": (
+        ["--config.augment.zoom=1.5"],
+        ["augment.zoom: got 1.5", "below 1"],
+    ),
+    "seed": (["--config.seed=-1"], ["seed: got -1", "expected 0 to"]),
+    "dtype": (["--config.dtype=float16"], ["dtype: got 'float16'", "float32"]),
+    "stray argument": (["digits"], ["got 'digits'", "expected flags alone"]),
+    "unknown flag": (["--workdirs=x"], ["workdirs"]),
+    "unknown mode": (["--mode=fly"], ["'fly' is unknown", "expected train or eval"]),
+    "nothing to evaluate": (["--mode=eval"], ["got no config.json", "expected a run"]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(what, tmp_path, capsys):
+    flags, needles = WRONG[what]
+    workdir = tmp_path / "new" / "run"
+    assert call(SMOKE, f"--workdir={workdir}", *flags) == 1
+    out, err = capsys.readouterr()
+    one_error(err, *needles)
+    assert out == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", main.LATER)
+def test_modes_to_come_say_so(mode, tmp_path, capsys):
+    assert call(SMOKE, f"--workdir={tmp_path / 'new'}", f"--mode={mode}") == 1
+    one_error(capsys.readouterr().err, f"'{mode}' is not built yet, expected train or")
+    assert list(tmp_path.iterdir()) == []
+
+
+OTHER = {str: "some", float: 0.5, int: 3}  # by type; no default among them
+
+
+@pytest.mark.parametrize("key", configs.NOT_BUILT)
+def test_keys_to_come_say_so(key, tmp_path, capsys):
+    group, _, name = key.rpartition(".")
+    node = configs.default()
+    for part in filter(None, group.split(".")):
+        node = node[part]
+    value = OTHER[node.get_type(name)]
+    flags = [f"--workdir={tmp_path / 'new'}", f"--config.{key}={value}"]
+    assert call(SMOKE, *flags) == 1
+    one_error(
+        capsys.readouterr().err, f"error: {key}: ", str(value), "is not built yet"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "needles"),
+    [
+        (None, ["--config: got none", "expected a file"]),
+        ("--config=configs/nowhere.py", ["got configs/nowhere.py", "expected a file"]),
+        (SMOKE.replace("smoke", "tiny"), ["got :tiny", "expected :full or :smoke"]),
+    ],
+)
+def test_a_config_that_is_not_there_is_named(config, needles, tmp_path, capsys):
+    flags = [config] if config else []
+    assert call(*flags, f"--workdir={tmp_path / 'new'}") == 1
+    one_error(capsys.readouterr().err, *needles)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_is_needed(capsys):
+    assert call(SMOKE) == 1
+    one_error(capsys.readouterr().err, "--workdir: got none, expected a directory")
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_folder_of_somebody_else_stays_as_it_is(mode, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert call(SMOKE, f"--workdir={tmp_path}", f"--mode={mode}") == 1
+    one_error(capsys.readouterr().err, "config.json", "expected")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_workdir_cannot_be_a_file_nor_below_one(below, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    assert call(SMOKE, f"--workdir={file / below}") == 1
+    one_error(capsys.readouterr().err, str(file / below), "cannot be made")
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("flags", "needles"),
+    [
+        (
+            ["--config.train.batch=12"],
+            ["train.batch: got 12, expected a multiple of 8"],
+        ),
+        (["--config.mesh.data=9"], ["mesh.data: got 9, expected -1 or 1 to 8"]),
+        (["--config.model.hads=3"], ["hads", 'Did you mean "heads"']),
+    ],
+)
+def test_the_program_ends_with_1_and_one_line(flags, needles, tmp_path):
+    found = program(
+        SMOKE,
+        f"--workdir={tmp_path / 'new'}",
+        *flags,
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
+    assert found.returncode == 1 and found.stdout == ""
+    one_error(found.stderr, *needles)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_modes_and_keys(capsys):
+    for flag in ("--help", "-h"):
+        assert call(flag) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        for word in ("--config=", "--workdir=", "train|eval", "a2os2a_jax/config.py"):
+            assert word in out
+
+
+def test_traceback_shows_where_an_error_came_from(tmp_path):
+    with pytest.raises(ValueError, match="model.heads: got 5"):
+        call(
+            SMOKE,
+            f"--workdir={tmp_path / 'n'}",
+            "--config.model.heads=5",
+            "--traceback",
+        )
+
+
+def test_overrides_are_those_given_not_those_of_the_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--config.optim.lr=9", "-x"])
+    flags = [SMOKE, f"--workdir={tmp_path}", "--config.optim.lr=0.5"]
+    config, workdir, mode, traceback = main.parse(
+        ["main", *flags, "--config.train.steps=7", "--config.augment.flip=true"]
+    )
+    assert (config.optim.lr, config.train.steps, config.augment.flip) == (0.5, 7, True)
+    assert (workdir, mode, traceback) == (str(tmp_path), "train", False)
+
+
+def test_ctrl_c_is_no_crash(monkeypatch, tmp_path, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("a2os2a_jax.commands.train.run", interrupted)
+    assert call(SMOKE, f"--workdir={tmp_path}") == 130
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+class Toy(nn.Module):
+    """Compiles at once."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        self.variable("batch_stats", "none", lambda: np.zeros(1, np.float32))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_what_is_not_finite_ends_with_1_and_says_when(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(setup, "build", lambda *_, **__: Toy())
+    flags = ["--config.optim.lr=1e38", "--config.optim.warmup_epochs=0"]
+    assert call(SMOKE, f"--workdir={tmp_path}", *flags) == 1
+    *progress, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: step 2: loss is nan, expected finite numbers")
+    assert not [line for line in progress if line.startswith("error")]
+    assert not (tmp_path / "result.json").exists()
+
+
+# ---- whole runs
+
+
+@pytest.fixture
+def quick_compilation():
+    """Halves it, and it takes most of the time here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+FILES = {
+    *("config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard"),
+    *("figures/training_curves.png", "figures/spike_raster.png"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_smokes(name, tmp_path, capfd, quick_compilation):
+    workdir = tmp_path / "run"
+    config = ROOT / "configs" / f"{name}.py"
+    flags = [f"--config={config}:smoke", f"--workdir={workdir}"]
+    assert call(*flags) == 0
+    out, err = capfd.readouterr()
+    for file in FILES:
+        assert (workdir / file).exists(), file
+    assert (workdir / "figures/spike_raster.png").stat().st_size > 5000
+    result = json.loads((workdir / "result.json").read_text())
+    steps = [r["step"] for r in metrics.read_lines(workdir / "metrics.jsonl")]
+    assert steps == sorted(steps) and steps[-1] == result["steps"]
+    assert checkpoint.Checkpoints(workdir / "checkpoints").steps()[-1] == steps[-1]
+    assert np.isfinite(result["test"]["loss"])
+
+    # a log, not a terminal: lines, no bar, nothing from libraries
+    assert "\r" not in out + err and "it/s" not in out + err
+    first, *rest = err.splitlines()
+    assert f"{result['parameters']:,} parameters" in first
+    assert rest and all(line.startswith("step ") for line in rest), err
+    accuracy = f"{100 * result['test']['accuracy']:.2f} %"
+    assert accuracy in out and str(workdir) in out and "next: " in out
+
+    # the same command again reports it
+    before = (workdir / "result.json").read_bytes()
+    assert call(*flags) == 0
+    again, err = capfd.readouterr()
+    assert "holds this run already" in again and accuracy in again and err == ""
+    assert (workdir / "result.json").read_bytes() == before
+
+    # and evaluation gives the numbers of the training's end
+    assert call(*flags, "--mode=eval") == 0
+    out, err = capfd.readouterr()
+    (record,) = metrics.read_lines(workdir / "evaluations.jsonl")
+    assert {k: record[k] for k in result["test"]} == result["test"]
+    assert (record["step"], record["split"]) == (result["steps"], "test")
+    assert accuracy in out and err == ""
+    assert (workdir / "result.json").read_bytes() == before
+
+
+def test_the_program_trains_in_float64(tmp_path):
+    workdir = tmp_path / "run"
+    found = program(
+        f"--config={ROOT / 'configs' / 'recall.py'}:smoke",
+        f"--workdir={workdir}",
+        *("--config.dtype=float64", "--config.train.steps=2"),
+        XLA_FLAGS="--xla_backend_optimization_level=0",  # compiles in half the time
+    )
+    assert found.returncode == 0, found.stderr
+    assert [line[:5] for line in found.stderr.splitlines()] == ["colum", "step "]
+    assert "\r" not in found.stdout + found.stderr
+    tree = (workdir / "checkpoints/2/_CHECKPOINT_METADATA").read_text()
+    leaves = json.loads(tree)["custom_metadata"]["leaves"]
+    kinds = {k: v for k, v in leaves.items() if k.startswith(("params", "batch_stats"))}
+    assert kinds and all(v.startswith("float64") for v in kinds.values())

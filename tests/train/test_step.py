@@ -1,0 +1,185 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from a2os2a_jax.data import pipeline
+from a2os2a_jax.modules.norm import BatchNorm
+from a2os2a_jax.train import step
+
+KEY = jax.random.key(3)
+PAYLOAD = np.arange(4, dtype=np.int32)
+
+
+class Toy(nn.Module):
+    """[B, 2] -> [B, 3]; sows x as spikes of a layer, and 2 x as potentials."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        self.sow("spikes", "out", x)
+        self.sow("potentials", "out", 2 * x)
+        return BatchNorm(name="bn")(nn.Dense(3, name="head")(x), train)
+
+
+IMAGES = np.array([[1.0, 2], [0, -1], [0.4, 0], [-3, 1]], np.float32)
+LABELS = [0, 1, 2, 0]
+
+
+@pytest.fixture(scope="module")
+def split():
+    return pipeline.resident_split(IMAGES, LABELS)
+
+
+@pytest.fixture(scope="module")
+def make(split):
+    """make(**options) -> (state before the first step, jitted train_step)."""
+    tx = optax.sgd(0.5)
+
+    def get(tx=tx, **options):
+        model = Toy()
+        state = step.init_state(model, tx, jax.random.key(0), jnp.zeros((1, 2)))
+        options = {"key": KEY} | options
+        return state, jax.jit(
+            step.make_train_step(model, tx, lambda n: 0.5 + n, split, **options)
+        )
+
+    return get
+
+
+def test_state_before_the_first_step(make):
+    state, _ = make()
+    assert state.step == 0 and state.step.dtype == jnp.int32
+    assert state.variables.keys() == {"params", "batch_stats"}
+    assert set(state.params) == {"head", "bn"}
+    np.testing.assert_array_equal(state.batch_stats["bn"]["var"], np.ones(3))
+
+
+def test_one_step_is_loss_gradient_update_and_statistics(make, split):
+    state, train_step = make(label_smoothing=0.2)
+    new, got = train_step(state, split.resident, PAYLOAD)
+
+    def loss_fn(params):  # written out, eager
+        h = IMAGES @ params["head"]["kernel"] + params["head"]["bias"][None]
+        mean, var = h.mean(0, keepdims=True), h.var(0, keepdims=True)
+        y = (h - mean) / jnp.sqrt(var + 1e-5)
+        y = y * params["bn"]["scale"][None] + params["bn"]["bias"][None]
+        target = 0.8 * np.eye(3)[LABELS] + 0.2 / 3
+        return -(target * jax.nn.log_softmax(y)).sum(-1).mean(), (y, h)
+
+    (loss, (y, h)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    np.testing.assert_allclose(got["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        got["accuracy"], np.mean(np.argmax(y, -1) == np.array(LABELS))
+    )
+    np.testing.assert_allclose(got["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    assert (got["lr"], new.step) == (0.5, 1)
+    jax.tree.map(
+        lambda p, g, q: np.testing.assert_allclose(p - 0.5 * g, q, atol=1e-5),
+        state.params,
+        grads,
+        new.params,
+    )
+    running = new.batch_stats["bn"]
+    np.testing.assert_allclose(running["mean"], 0.1 * h.mean(0), atol=1e-6)
+    np.testing.assert_allclose(
+        running["var"], 0.9 + 0.1 * np.var(h, 0, ddof=1), rtol=1e-5
+    )
+
+
+def test_the_rate_is_that_of_the_step(make, split):
+    state, train_step = make()
+    _, got = train_step(state._replace(step=jnp.int32(7)), split.resident, PAYLOAD)
+    assert got["lr"] == 7.5
+
+
+def test_grad_norm_is_that_before_clipping(make, split):
+    clipped = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+    (a, plain), (b, limited) = make(), make(tx=clipped)
+    _, want = plain(a, split.resident, PAYLOAD)
+    new, got = limited(b, split.resident, PAYLOAD)
+    assert got["grad_norm"] == want["grad_norm"] > 0.01
+    moved = optax.tree.norm(jax.tree.map(lambda x, y: x - y, b.params, new.params))
+    np.testing.assert_allclose(moved, 1e-3, rtol=1e-3)
+
+
+def test_randomness_is_a_function_of_key_and_step(make, split):
+    def augment(key, images):
+        return images + jax.random.normal(key, images.shape)
+
+    def loss(key, number):
+        state, train_step = make(key=key, augment=augment)
+        state = state._replace(step=jnp.int32(number))
+        return float(train_step(state, split.resident, PAYLOAD)[1]["loss"])
+
+    first = loss(KEY, 0)
+    assert loss(KEY, 0) == first
+    assert len({first, loss(KEY, 1), loss(jax.random.key(4), 0)}) == 3
+
+
+def test_the_gradient_passes_over_what_the_payload_leaves_out(make, split):
+    state, train_step = make()
+    other = (np.where(np.arange(4)[:, None] == 3, 99, IMAGES), split.resident[1])
+    payload = np.array([0, 1, 2, 0], np.int32)
+    a, _ = train_step(state, split.resident, payload)
+    b, _ = train_step(state, other, payload)
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+class Scores(nn.Module):
+    """The images are the logits."""
+
+    def __call__(self, x, train=False):
+        return x
+
+
+def test_evaluation_sums_by_hand():
+    # right; second of seven; sixth of seven; right but masked
+    logits = np.log(
+        np.array(
+            [
+                [0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1],
+                [0.5, 0.2, 0.1, 0.05, 0.05, 0.05, 0.05],
+                [0.3, 0.2, 0.15, 0.13, 0.12, 0.06, 0.04],
+                [0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1],
+            ]
+        )
+    )
+    split = pipeline.resident_split(logits, [0, 1, 5, 0])
+    eval_step = jax.jit(step.make_eval_step(Scores(), split))
+    got = eval_step({}, split.resident, PAYLOAD, np.array([1, 1, 1, 0], np.float32))
+    assert got["correct"] == 1 and got["correct5"] == 2 and got["count"] == 3
+    np.testing.assert_allclose(got["loss"], -np.log(0.4 * 0.2 * 0.06), rtol=1e-5)
+
+
+def test_what_is_masked_may_be_nan():
+    split = pipeline.resident_split(np.array([[1.0, 0], [np.nan, 0]]), [0, 0])
+    eval_step = step.make_eval_step(Scores(), split)
+    got = eval_step({}, split.resident, PAYLOAD[:2], jnp.array([1.0, 0]))
+    assert np.isfinite(got["loss"]) and got["correct"] == got["count"] == 1
+
+
+def test_of_few_classes_all_are_among_the_best_five():
+    split = pipeline.resident_split(np.eye(3), [0, 0, 0])
+    eval_step = step.make_eval_step(Scores(), split)
+    got = eval_step({}, split.resident, PAYLOAD[:3], jnp.ones(3))
+    assert got["correct"] == 1 and got["correct5"] == got["count"] == 3
+
+
+def test_activity_by_hand(make, split):
+    state, _ = make()
+    activity = step.make_activity_step(Toy(), split)
+    got = activity(state.variables, split.resident, PAYLOAD)
+    # 6 of 8 inputs are not 0, negative ones count; |2 x| < 1 for 0, 0.4 and 0
+    assert got == {"firing_rate": {"": 0.75}, "near_threshold": {"": 0.375}}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_finite_names_the_leaf_that_is_not(bad):
+    tree = {"params": {"a": {"w": jnp.array([1.0, bad])}, "b": jnp.ones(2)}}
+    got = jax.jit(step.finite)(tree)
+    assert {k: bool(v) for k, v in got.items()} == {
+        "params/a/w": False,
+        "params/b": True,
+    }
