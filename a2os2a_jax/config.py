@@ -21,6 +21,7 @@ NOT_BUILT = {  # key -> the only value it may have so far
     "augment.erase": 0.0,
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
+    "augment.off_epoch": None,
     "optim.name": "adamw",
     "train.ema": None,
     "train.profile_steps": None,
@@ -173,6 +174,9 @@ def check(config: ConfigDict) -> None:
         if not flat[f"optim.{key}"] >= 0:
             got = flat[f"optim.{key}"]
             raise ValueError(f"optim.{key}: got {got}, expected >= 0")
+    if flat["optim.min_lr"] > flat["optim.lr"]:
+        got, lr = flat["optim.min_lr"], flat["optim.lr"]
+        raise ValueError(f"optim.min_lr: got {got}, expected at most optim.lr = {lr}")
     if not 0 <= flat["train.label_smoothing"] < 1:
         got = flat["train.label_smoothing"]
         raise ValueError(f"train.label_smoothing: got {got}, expected 0 <= it < 1")

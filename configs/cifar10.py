@@ -25,7 +25,7 @@ def get_config(mode: str = "full"):
     if mode == "smoke":
         c.data.name = "fake"
         c.model.update(variant="1-32", timesteps=2)
-        c.augment.update(randaugment=None, mixup=0.0)
+        c.augment.update(randaugment=None, mixup=0.0, off_epoch=None)
         c.optim.warmup_epochs = 0.5
         c.train.update(batch=32, epochs=1.0, log_steps=4)
     elif mode != "full":

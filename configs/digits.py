@@ -1,11 +1,11 @@
-"""A2OS2A on handwritten digits: 8x8, T = 4, about a minute on two CPU cores.
+"""A2OS2A on handwritten digits: 8x8, T = 4, a few minutes on two CPU cores.
 
     python -m a2os2a_jax.main --config=configs/digits.py --workdir=runs/digits
     python -m a2os2a_jax.main --config=configs/digits.py:smoke --workdir=runs/smoke
     ... --config.model.attention.kind=vssa --config.seed=1
 
-scikit-learn's digits: 1,437 images train, 360 test. Accuracy over seeds, time and
-device: experiments/results/digits.json. The test images are looked at once, at the end.
+scikit-learn's digits: 1,437 images train, 360 test, looked at once, at the end.
+Accuracy over seeds, time and device: experiments/results/first_light.json.
 """
 
 from a2os2a_jax import config

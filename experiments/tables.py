@@ -36,14 +36,13 @@ def first_light() -> str:
             f"| {a['mean']:.2f} ± {a['std']:.2f} | {row['n']} "
             f"| {row['cpu_seconds']['median']:.0f} |"
         )
-    device = value["runs"][0]["device"]
-    gflops, reference = value["matmul_gflops"], value["reference_gflops"]
+    commits = sorted({run["commit"][:7] for run in value["runs"]})
     lines += [
         "",
-        f"From `experiments/results/first_light.json`; command: `{value['command']}`. "
-        f"Device: {device}, {gflops:.0f} GFLOP/s on a 2000² product when the table was "
-        f"made ({gflops / reference:.2f} of the machine that times are stated for), "
-        "two runs at a time beside other work: its CPU-seconds are an upper bound.",
+        f"From `experiments/results/first_light.json`; command: `{value['command']}`; "
+        f"device: {value['runs'][0]['device']}; commits: {', '.join(commits)}. "
+        "CPU-seconds count compilation, training and the last evaluation, on a machine "
+        "that had other work to do: they compare rows, and say little of another.",
     ]
     return "\n".join(lines)
 

@@ -46,6 +46,7 @@ OTHER = {  # a value that is not the default, of the key's type
     "augment.erase": 0.25,
     "augment.mixup": 0.5,
     "augment.cutmix": 1.0,
+    "augment.off_epoch": 200,
     "optim.name": "sgd",
     "train.ema": 0.999,
     "train.profile_steps": "10-20",

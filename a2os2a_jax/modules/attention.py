@@ -18,6 +18,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "vssa": dict(k="binary", v="binary", scale=0.125, v_th=0.5),
     "none": dict(k=None, v=None, scale=None, v_th=None),
 }
+LATER = (
+    "uniform",
+    "v_only",
+    "frozen_qk",
+    "frozen_v",
+    "ssa",
+    "sdsa",
+    "dssa",
+    "qk_token",
+)
 ALPHABETS = {"k": ("relu", "binary"), "v": ("ternary", "binary")}
 _COMMON = dict(order="auto", k_gain=1.0)
 
@@ -35,8 +45,9 @@ def resolve(options: str | Mapping[str, Any]) -> dict[str, Any]:
     options = {"kind": options} if isinstance(options, str) else dict(options)
     kind = options.pop("kind", "a2os2a")
     if kind not in KINDS:
+        later = " (not built yet)" if kind in LATER else ""
         raise ValueError(
-            f"attention.kind: got {kind!r}, expected one of {tuple(KINDS)}"
+            f"attention.kind: got {kind!r}{later}, expected one of {tuple(KINDS)}"
         )
     known = {**KINDS[kind], **_COMMON}
     if unknown := sorted(set(options) - set(known)):
@@ -49,6 +60,9 @@ def resolve(options: str | Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"attention: kind 'none' has no options, got {extra}")
         return {"kind": kind}
     full = known | given
+    for key in ("scale", "k_gain"):
+        if full[key] is not None and not full[key] > 0:
+            raise ValueError(f"attention.{key}: got {full[key]}, expected > 0")
     for key, alphabet in ALPHABETS.items():
         if full[key] not in alphabet:
             raise ValueError(

@@ -175,8 +175,17 @@ class Integer(Neuron):
         return neurons.integer_init, step, lambda v, x: v + x - 0.5
 
 
-DEFAULTS = dict(rule="paper", tau=2.0, v_th=1.0, decay_input=False, surrogate="atan")
-_OPTIONS = {*DEFAULTS, "v_reset", "soft_reset", "detach_reset", "learn_tau"}
+DEFAULTS = {
+    "rule": "paper",
+    "tau": 2.0,
+    "v_th": 1.0,
+    "v_reset": 0.0,
+    "decay_input": False,
+    "soft_reset": False,
+    "detach_reset": True,
+    "learn_tau": False,
+    "surrogate": "atan",
+}
 RULES = ("paper", "guo")
 
 
@@ -187,15 +196,15 @@ def resolve(options: Mapping[str, Any] | None) -> dict[str, Any]:
       ValueError: an unknown option, rule or surrogate, or one that the rule has not.
     """
     options = dict(options or {})
-    if unknown := sorted(set(options) - _OPTIONS):
+    if unknown := sorted(set(options) - set(DEFAULTS)):
         raise ValueError(
-            f"neuron: got {unknown}, expected options in {sorted(_OPTIONS)}"
+            f"neuron: got {unknown}, expected options in {sorted(DEFAULTS)}"
         )
     full = DEFAULTS | {k: v for k, v in options.items() if v is not None}
     if full["rule"] not in RULES:
         raise ValueError(f"neuron.rule: got {full['rule']!r}, expected one of {RULES}")
     if full["rule"] == "guo":
-        fixed = {k: v for k, v in full.items() if k != "rule" and v != DEFAULTS.get(k)}
+        fixed = {k: v for k, v in full.items() if k != "rule" and v != DEFAULTS[k]}
         if fixed:
             raise ValueError(
                 f"neuron: got {fixed}, expected the defaults with the guo rule, which "

@@ -80,6 +80,7 @@ def prepare(config: ConfigDict) -> Parts:
         **{k: v for k, v in options.items() if v is not None},
     )
     size_of(dataset.split(config.eval.split), config.eval.examples)
+    _check_stem(m.stem, m.timesteps, d.timesteps, dataset)
     mesh = parallel.make_mesh(config.mesh.data)
     parallel.check_batch("train.batch", t.batch, mesh)
     attention = {k: v for k, v in m.attention.items() if k != "freeze"}
@@ -120,3 +121,18 @@ def prepare(config: ConfigDict) -> Parts:
     if augmented is not None:
         jax.eval_shape(augmented, jax.random.key(0), parts._example())
     return parts
+
+
+def _check_stem(stem: str, steps: int, frames: int | None, dataset) -> None:
+    """ValueError unless the stem takes examples of this shape and length."""
+    axes = ("(N, F)",) if stem == "tokens" else ("(H, W, C)", "(T, H, W, C)")
+    if len(dataset.shape) not in {text.count(",") + 1 for text in axes}:
+        raise ValueError(
+            f"model.stem: {stem!r} got examples {dataset.shape} of {dataset.name}, "
+            f"expected {' or '.join(axes)}"
+        )
+    if frames is not None and frames != steps:
+        raise ValueError(
+            f"model.timesteps: got {steps}, expected {frames}, the frames of one "
+            "example (data.timesteps)"
+        )

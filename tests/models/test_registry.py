@@ -94,9 +94,9 @@ def test_defaults_are_those_of_the_paper():
         order="auto",
         k_gain=1,
     )
-    assert model.neuron == dict(
-        rule="paper", tau=2, v_th=1, decay_input=False, surrogate="atan"
-    )
+    paper = dict(rule="paper", tau=2, v_th=1, decay_input=False, surrogate="atan")
+    paper |= dict(v_reset=0, soft_reset=False, detach_reset=True, learn_tau=False)
+    assert model.neuron == paper
     vssa = models.build("columnar", "2-64", attention="vssa", **SMALL).attention
     assert (vssa["k"], vssa["v"], vssa["scale"], vssa["v_th"]) == (
         "binary",

@@ -283,6 +283,7 @@ def test_spikes_are_tagged_with_their_alphabet(module):
 
 def test_resolve_completes():
     paper = dict(rule="paper", tau=2.0, v_th=1.0, decay_input=False, surrogate="atan")
+    paper |= dict(v_reset=0.0, soft_reset=False, detach_reset=True, learn_tau=False)
     assert neuron.resolve(None) == neuron.resolve({}) == paper
     assert neuron.resolve({"tau": None, "v_th": 0.5}) == paper | {"v_th": 0.5}
     more = dict(v_reset=-0.5, soft_reset=False, detach_reset=False, learn_tau=True)
