@@ -125,7 +125,7 @@ def test_the_raster_is_of_the_first_test_example(toy, tmp_path, monkeypatch):
 
 
 def test_frames_are_drawn_as_their_mean(toy, tmp_path):
-    train.run(_config(data__timesteps=3), tmp_path)
+    train.run(_config(data__timesteps=3, model__timesteps=3), tmp_path)
     assert (tmp_path / "figures" / "spike_raster.png").exists()
 
 
