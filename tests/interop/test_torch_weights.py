@@ -163,6 +163,10 @@ def test_options_of_the_load(npz):
         "rule": "paper",
         "tau": 2.0,
         "v_th": 1.0,
+        "v_reset": 0.0,
+        "soft_reset": False,
+        "detach_reset": True,
+        "learn_tau": False,
     }
     assert (model.timesteps, model.shortcut) == (2, "attention")
     assert model.dtype == jnp.bfloat16
