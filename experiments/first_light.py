@@ -53,12 +53,14 @@ def command(task: str, attention: str, decay_input: bool, seed: int) -> list[str
     ]
 
 
-def run(setting: tuple) -> None:
+def run(setting: tuple) -> bool:
+    """Whether the run of this setting succeeded."""
     log = RUNS / f"{name(*setting)}.log"
     line = [sys.executable, *command(*setting)[1:]]
     with open(log, "w") as file:
         code = subprocess.run(line, cwd=ROOT, stdout=file, stderr=file).returncode
     print(f"{name(*setting)}: {'done' if code == 0 else f'exit {code}, see {log}'}")
+    return code == 0
 
 
 def collect(gflops: float) -> dict:
@@ -98,8 +100,8 @@ def collect(gflops: float) -> dict:
     return {
         "command": "python experiments/first_light.py --jobs=2",
         "what": "test accuracy (fraction) of the last epoch, over seeds",
-        "matmul_gflops": gflops,
-        "reference_gflops": 400,
+        "matmul_gflops_when_collected": gflops,
+        "commits": sorted({r["commit"] for r in runs if r["commit"]}),
         "rows": rows,
         "runs": runs,
     }
@@ -119,7 +121,7 @@ def summary(values: list[float]) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--collect", action="store_true", help="run nothing")
@@ -137,9 +139,10 @@ def main() -> None:
         if args.only in name(*setting, seed)
         and not (RUNS / name(*setting, seed) / "result.json").exists()
     ]
+    succeeded = True
     if not args.collect:
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(run, settings))
+            succeeded = all(list(pool.map(run, settings)))
     value = collect(gflops)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(value, indent=1) + "\n")
@@ -153,7 +156,8 @@ def main() -> None:
             f"{row['cpu_seconds']['median']:.0f} CPU-s"
         )
     print(f"wrote {RESULT.relative_to(ROOT)}; this machine: {gflops:.0f} GFLOP/s")
+    return 0 if succeeded else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

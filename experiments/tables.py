@@ -47,11 +47,34 @@ def first_light() -> str:
     return "\n".join(lines)
 
 
+def digits_time() -> str:
+    """What one digits run costs, from digits_time.json."""
+    value = json.loads((RESULTS / "digits_time.json").read_text())
+    runs = value["runs"]
+
+    def spread(key: str) -> str:
+        each = [run[key] for run in runs]
+        return f"{value['median'][key]:.0f} ({min(each):.0f} to {max(each):.0f})"
+
+    scaled = value["median_scaled_to_reference"]
+    commits = sorted({run["commit"][:7] for run in runs})
+    return (
+        f"The digits command from start to exit, nothing cached, alone on the machine, "
+        f"median of {len(runs)} seeds: {spread('wall_seconds')} s of wall clock, "
+        f"{spread('cpu_seconds')} CPU-seconds, where a product of two 2000 x 2000 "
+        f"matrices runs at {value['matmul_gflops']:.0f} GFLOP/s; scaled to "
+        f"{value['reference_gflops']:.0f} GFLOP/s: {scaled['wall_seconds']:.0f} s and "
+        f"{scaled['cpu_seconds']:.0f} CPU-seconds. From "
+        f"`experiments/results/digits_time.json`; command: `{value['command']}`; "
+        f"device: {runs[0]['device']}; commit: {', '.join(commits)}."
+    )
+
+
 def render(readme: str) -> str:
     """README with its results replaced by those of the JSON files."""
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{first_light()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{first_light()}\n\n{digits_time()}\n\n{END}{after}"
 
 
 def main() -> int:

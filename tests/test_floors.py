@@ -27,7 +27,7 @@ class Room(NamedTuple):
 JAX = "jax numpy"
 FLAX = "jax numpy flax"
 BELOW = "functional modules models"
-LOOP = f"{BELOW} data train config"
+LOOP = f"{BELOW} data analysis train config"
 ROOMS = {
     "functional": Room("floor 0", JAX),
     "modules": Room("floor 1", FLAX, "", "functional"),
@@ -39,18 +39,16 @@ ROOMS = {
         "floor 3",
         f"{FLAX} optax orbax absl etils ml_collections",
         "tqdm tensorboardX rich grain",
-        f"{BELOW} data config",
+        f"{BELOW} data analysis config",
     ),
     "commands": Room(
         "floor 4",
         f"{FLAX} optax orbax absl etils ml_collections",
         "*",
-        f"{LOOP} analysis interop",
+        f"{LOOP} interop",
     ),
     "config": Room("leaf", "ml_collections"),
-    "main": Room(
-        "top", "absl jax ml_collections", "*", f"{LOOP} analysis interop commands"
-    ),
+    "main": Room("top", "absl jax ml_collections", "*", f"{LOOP} interop commands"),
     "__init__": Room("front door", "", "", "functional"),
     "configs/": Room("recipes", "ml_collections", "", "config"),
 }

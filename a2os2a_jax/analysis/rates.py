@@ -8,6 +8,7 @@ by "/". Rates are fractions of the neurons and timesteps looked at, in [0, 1].
 bring the numbers to the host.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -58,32 +59,55 @@ def _walk(tree: Any, path: tuple[str, ...]):
         yield (name if len(calls) == 1 else f"{name}#{i}"), array
 
 
-def _share(condition: jax.Array, per_step: bool) -> jax.Array:
-    """Share of True over everything, or [T] over all but axis 1."""
-    axes = tuple(i for i in range(condition.ndim) if i != 1) if per_step else None
-    count = jnp.count_nonzero(condition, axis=axes)
-    return count / (condition.size // (condition.shape[1] if per_step else 1))
+def _share(
+    condition: jax.Array, per_step: bool, mask: jax.Array | None = None
+) -> jax.Array:
+    """Share of True over everything, or [T] over all but axis 1.
+
+    mask [B]: examples with 0 count nowhere; None counts all.
+    """
+    axes = tuple(i for i in range(2 if per_step else 1, condition.ndim))
+    count = jnp.count_nonzero(condition, axis=axes)  # [B], or [B, T]
+    size = condition[0, 0].size * (1 if per_step else condition.shape[1])
+    if mask is None:
+        return count.sum(0) / (len(count) * size)
+    kept = mask > 0
+    count = jnp.where(kept[:, None] if per_step else kept, count, 0)
+    return count.sum(0) / (kept.sum() * size)
 
 
-def measure_rates(spikes: Mapping[str, Any], per_step: bool = False) -> dict:
-    """{layer: Rates} of arrays [], or [T] with `per_step` (static under jit)."""
+def measure_rates(
+    spikes: Mapping[str, Any],
+    per_step: bool = False,
+    mask: jax.Array | None = None,
+) -> dict:
+    """{layer: Rates} of arrays [], or [T] with `per_step` (static under jit).
+
+    mask [B]: examples with 0 are padding, and left out.
+    """
 
     def one(s: jax.Array) -> Rates:
-        plus, minus = _share(s > 0, per_step), _share(s < 0, per_step)
-        return Rates(_share(s != 0, per_step), plus, minus)
+        share = functools.partial(_share, per_step=per_step, mask=mask)
+        return Rates(share(s != 0), share(s > 0), share(s < 0))
 
     return {name: one(jnp.asarray(s)) for name, s in layers(spikes).items()}
 
 
-def measure_near_threshold(potentials: Mapping[str, Any], width: float = 1.0) -> dict:
-    """{layer: array []}: the share of potentials with |.| < width.
+def measure_near_threshold(
+    potentials: Mapping[str, Any],
+    width: float = 1.0,
+    mask: jax.Array | None = None,
+) -> dict:
+    """{layer: array []}: the share of distances with |.| < width.
 
     Args:
-      potentials: leaves [B, T, ...] hold (potential - threshold) / threshold.
-      width: in units of the threshold.
+      potentials: leaves [B, T, ...]: membrane - threshold, before the reset, as the
+        neurons of `modules` sow it, in the unit that threshold and membrane share.
+      width: in the same unit.
+      mask: [B], examples with 0 are padding, and left out.
     """
     return {
-        name: _share(jnp.abs(u) < width, False)
+        name: _share(jnp.abs(u) < width, False, mask)
         for name, u in layers(potentials).items()
     }
 
@@ -109,7 +133,7 @@ def ternary_rates(spikes: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 def near_threshold(
     potentials: Mapping[str, Any], width: float = 1.0
 ) -> dict[str, float]:
-    """{layer: share of potentials within `width` thresholds of the threshold}.
+    """{layer: share of membranes within `width` of the threshold}.
 
     Where it is small, few surrogate gradients flow. See `measure_near_threshold`.
     """

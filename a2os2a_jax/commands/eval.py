@@ -15,7 +15,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     parts, step, variables = workdirs.load_trained(config, workdir)
     scores = parts.evaluator(config, config.eval.split)(variables)
     record = {"step": step, "split": config.eval.split, **scores}
-    record |= {"commit": workdirs.commit(), "device": workdirs.device()}
+    record |= {"commit": workdirs.commit(), "device": workdirs.device(parts.mesh)}
     path = Path(workdir) / "evaluations.jsonl"
     if jax.process_index() == 0:
         with open(path, "a", encoding="utf-8") as file:

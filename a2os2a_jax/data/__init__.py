@@ -39,7 +39,7 @@ def load(
       seed: of the run; what a source draws for training may depend on it (recall),
         held-out examples never do. The order is `pipeline.train_indices`'s.
       timesteps: frames of an example, for sources that have frames.
-      **options: what only some sources know, e.g. keys=8 for recall.
+      **options: what only some sources know, e.g. pairs=8 for recall.
     Raises:
       ValueError: the name is unknown or not built, or the source cannot honour an
         argument.

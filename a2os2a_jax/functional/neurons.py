@@ -100,7 +100,8 @@ def _check(name: str, state: NamedTuple, current: jax.Array) -> None:
         )
 
 
-def _check_options(name, *, v_th, v_reset, soft_reset, tau=2.0) -> None:
+def check_options(name, *, v_th, v_reset, soft_reset, tau=2.0) -> None:
+    """ValueError, in the name of `name`, for what no neuron can have."""
     if isinstance(tau, int | float) and not tau >= 1:
         raise ValueError(f"{name}: tau is {tau}, expected >= 1 (in timesteps)")
     if isinstance(v_th, int | float) and not v_th > v_reset:
@@ -157,7 +158,7 @@ def if_step(
     """
     _check("if_step", state, current)
     how = dict(v_th=v_th, v_reset=v_reset, soft_reset=soft_reset)
-    _check_options("if_step", **how)
+    check_options("if_step", **how)
     h = state.v + current.astype(state.v.dtype)
     s = spike_fn(h - v_th)
     return IFState(_reset(h, s, s, detach_reset=detach_reset, **how)), s
@@ -201,7 +202,7 @@ def lif_step(
     """
     _check("lif_step", state, current)
     how = dict(v_th=v_th, v_reset=v_reset, soft_reset=soft_reset)
-    _check_options("lif_step", tau=tau, **how)
+    check_options("lif_step", tau=tau, **how)
     x = current.astype(state.v.dtype)
     h = charge(state.v, x, tau=tau, decay_input=decay_input, v_reset=v_reset)
     s = spike_fn(h - v_th)
@@ -233,7 +234,7 @@ def ternary_step(
     """
     _check("ternary_step", state, current)
     how = dict(v_th=v_th, v_reset=v_reset, soft_reset=soft_reset)
-    _check_options("ternary_step", tau=tau, **how)
+    check_options("ternary_step", tau=tau, **how)
     x = current.astype(state.v.dtype)
     h = charge(state.v, x, tau=tau, decay_input=decay_input, v_reset=v_reset)
     s = surrogate.ternary(spike_fn, v_th)(h)

@@ -147,6 +147,10 @@ def load(
       ValueError: an unknown file type or key, missing or superfluous weights, or shapes
         that differ from the model's; the message names them.
     """
+    if "image_size" not in build_options:
+        raise ValueError(
+            "torch_weights: got no image_size, expected pixels; no tensor tells it"
+        )
     state_dict = _read(Path(path))
     family = family or _recognise(state_dict)
     if family not in FAMILIES:

@@ -61,7 +61,8 @@ class Columnar(nn.Module):
           [B, classes], or [B, T, classes] with per_step; the first is the mean of the
           second over T.
         Raises:
-          ValueError: images of another shape than the model was built for.
+          ValueError: images of another shape than the model was built for, or a
+            sequence of no frames.
         """
         x, repeats = self._with_time(images)
         dtype = self.dtype
@@ -104,6 +105,12 @@ class Columnar(nn.Module):
             raise ValueError(
                 f"images: got {images.shape}, expected [B, {axes}] or [B, T, {axes}]"
             )
+        # Of no frames there is no mean; `stream` starts with none.
+        streaming = (
+            self.is_mutable_collection("membrane") and not self.is_initializing()
+        )
+        if not static and not images.shape[1] and not streaming:
+            raise ValueError(f"images: got {images.shape}, expected T >= 1 frames")
         return (images[:, None], self.timesteps) if static else (images, 1)
 
     def stream(self, variables: Mapping[str, Any]) -> tuple[Callable, Callable]:

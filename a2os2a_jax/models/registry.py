@@ -81,6 +81,13 @@ def build(
         later = " (not built yet)" if name in LATER else ""
         raise ValueError(f"model.name: got {name!r}{later}, expected {_or(MODELS)}")
     depth, dim = _depth_dim(variant)
+    neuron = neurons.resolve(neuron)
+    if neuron["rule"] == "guo" and not isinstance(attention, str):
+        if attention.get("v_th") is not None:
+            raise ValueError(
+                f"attention.v_th: got {attention['v_th']}, expected none with the guo "
+                "rule, which fixes the threshold to 1/2"
+            )
     heads = 8 if heads is None else heads
     _at_least("model.timesteps", timesteps, 1)
     _at_least("model.heads", heads, 1)
@@ -115,7 +122,7 @@ def build(
         stem=stem,
         readout=readout,
         attention=attentions.resolve(attention),
-        neuron=neurons.resolve(neuron),
+        neuron=neuron,
         shortcut=shortcut,
         mlp_ratio=mlp_ratio,
         remat=remat,

@@ -193,7 +193,8 @@ def resolve(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Neuron options of a model or config, complete: DEFAULTS, then what is given.
 
     Raises:
-      ValueError: an unknown option, rule or surrogate, or one that the rule has not.
+      ValueError: an unknown option, rule or surrogate, one that the rule has not, or
+        a value of the wrong type or range.
     """
     options = dict(options or {})
     if unknown := sorted(set(options) - set(DEFAULTS)):
@@ -210,7 +211,16 @@ def resolve(options: Mapping[str, Any] | None) -> dict[str, Any]:
                 f"neuron: got {fixed}, expected the defaults with the guo rule, which "
                 "fixes leak 1/4, threshold 1/2 and surrogate"
             )
+    for key, default in DEFAULTS.items():
+        kinds = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(full[key], kinds) or isinstance(full[key], bool) != (
+            isinstance(default, bool)
+        ):
+            what = "a number" if isinstance(default, float) else kinds.__name__
+            raise ValueError(f"neuron.{key}: got {full[key]!r}, expected {what}")
     surrogate.by_name(full["surrogate"])
+    how = {key: full[key] for key in ("tau", "v_th", "v_reset", "soft_reset")}
+    neurons.check_options("neuron", **how)
     return full
 
 

@@ -72,10 +72,14 @@ class Evaluator:
         }
 
     def activity(self, variables: Any) -> dict[str, dict[str, float]]:
-        """{"firing_rate", "near_threshold"} of every layer, over the first batch."""
-        indices, _ = next(pipeline.padded_batches(self.size, self._batch))
+        """{"firing_rate", "near_threshold"} of every layer, over the first batch.
+
+        Of its padding nothing counts. See `step.make_activity_step`.
+        """
+        indices, mask = next(pipeline.padded_batches(self.size, self._batch))
         payload = self._send(self._split.fetch, indices)
-        rates = self._activity(variables, self._resident, payload)
+        mask = self._send(lambda x: x, mask)
+        rates = self._activity(variables, self._resident, payload, mask)
         return jax.tree.map(float, jax.device_get(rates))
 
     def _send(self, fetch: Callable[[np.ndarray], Any], indices: np.ndarray) -> Any:

@@ -18,6 +18,7 @@ from a2os2a_jax import config as configs
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.train import metrics, parallel, step
 from a2os2a_jax.train.checkpoint import Checkpoints
+from a2os2a_jax.train.evaluate import Evaluator
 from a2os2a_jax.train.setup import prepare
 from a2os2a_jax.train.workdir import claim, commit, device, versions, write_json
 
@@ -112,20 +113,18 @@ def run(
     held_out = parts.dataset.validation is not None
     validate = parts.evaluator(config, "validation") if held_out else None
 
-    def validation(now: int) -> None:
-        scores = validate(state.variables)
-        activity = validate.activity(state.variables)
-        means = {k: _mean(v) for k, v in activity.items()}
-        log(
-            {"step": now, "epoch": now / parts.epoch_steps, "split": "validation"}
-            | scores
-            | means
-        )
-        progress.message(
-            f"  validation after epoch {now / parts.epoch_steps:.1f}: "
-            f"accuracy {100 * scores['accuracy']:.2f} %, loss {scores['loss']:.4f}"
-        )
-        progress.mark(now)
+    judged: dict[tuple[int, str], tuple[dict, dict]] = {}
+
+    def judge(evaluator: Evaluator, now: int, split: str) -> tuple[dict, dict]:
+        """(scores, activity) of the state at step `now`; measured and logged once."""
+        if (now, split) not in judged:
+            scores = evaluator(state.variables)
+            activity = evaluator.activity(state.variables)
+            judged[now, split] = scores, activity
+            at = {"step": now, "epoch": now / parts.epoch_steps, "split": split}
+            if not any(at.items() <= r.items() and "top5" in r for r in earlier):
+                log(at | scores | {k: _mean(v) for k, v in activity.items()})
+        return judged[now, split]
 
     def spent_so_far() -> dict[str, float]:
         return {
@@ -189,7 +188,12 @@ def run(
                 record["images_per_s"] = progress.update(now, record)
                 log(record)
             if validates:
-                validation(now)
+                scores, _ = judge(validate, now, "validation")
+                progress.message(
+                    f"  validation after epoch {now / parts.epoch_steps:.1f}: accuracy "
+                    f"{100 * scores['accuracy']:.2f} %, loss {scores['loss']:.4f}"
+                )
+                progress.mark(now)
             if saves:
                 checkpoints.save(now, state, {"spent": spent_so_far()})
                 progress.mark(now)
@@ -202,7 +206,7 @@ def run(
         "task": parts.dataset.name,
         "config": configs.to_json(config),
         "commit": commit(),
-        "device": device(),
+        "device": device(parts.mesh),
         "versions": versions(),
         "seed": config.seed,
         "steps": last,
@@ -212,15 +216,11 @@ def run(
     }
     if last < parts.total_steps:
         return result | {"stopped_at": last}
-    evaluator = parts.evaluator(config, config.eval.split)
-    scores = evaluator(state.variables)
-    activity = evaluator.activity(state.variables)
-    means = {k: _mean(v) for k, v in activity.items()}
-    at = {"step": last, "epoch": last / parts.epoch_steps, "split": config.eval.split}
-    if not any(at.items() <= r.items() and "top5" in r for r in earlier):
-        log(at | scores | means)
+    split = config.eval.split
+    final = validate if split == "validation" else parts.evaluator(config, split)
+    scores, activity = judge(final, last, split)
     result |= {"train": {k: record.get(k) for k in ("loss", "accuracy")}}
-    result |= {config.eval.split: scores, "activity": activity}
+    result |= {split: scores, "activity": activity}
     result |= spent_so_far()
     if main_process:
         write_json(workdir / "result.json", result)

@@ -134,8 +134,8 @@ class JsonLines:
 class TensorBoard:
     """Logger that writes scalars `split/name`, and `split/name/layer` for dicts.
 
-    Strings, lists and None are left out. `start_step`: a resumed run hides what an
-    earlier one wrote for later steps.
+    Strings, lists and None are left out. `start_step`: a run that goes on, or
+    starts again, hides what an earlier one wrote for later steps.
 
     Raises:
       ValueError: when tensorboardX is not installed.
@@ -148,10 +148,12 @@ class TensorBoard:
             raise ValueError(
                 "TensorBoard: got no tensorboardX, expected `pip install tensorboardX`"
             ) from e
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self._writer = SummaryWriter(
-            str(directory), purge_step=start_step + 1 if start_step else None
-        )
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        purge = None  # the first step that is written anew
+        if start_step or any(directory.iterdir()):
+            purge = start_step + 1 if start_step else 0
+        self._writer = SummaryWriter(str(directory), purge_step=purge)
 
     def __call__(self, record: dict) -> None:
         record = dict(record)

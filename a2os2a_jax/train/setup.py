@@ -68,7 +68,7 @@ def prepare(config: ConfigDict) -> Parts:
     """
     configs.check(config)
     d, m, o, t = config.data, config.model, config.optim, config.train
-    options = {"channels": d.channels, "keys": d.pairs}
+    options = {"channels": d.channels, "pairs": d.pairs}
     dataset = datasets.load(
         d.name,
         size=d.size,

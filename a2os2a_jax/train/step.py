@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from a2os2a_jax.analysis import rates
 from a2os2a_jax.data.augment import Augment
 from a2os2a_jax.data.pipeline import Split
 from a2os2a_jax.train import losses
@@ -131,28 +132,24 @@ def make_eval_step(
 
 def make_activity_step(
     model: nn.Module, split: Split
-) -> Callable[[PyTree, PyTree, PyTree], dict[str, dict[str, jax.Array]]]:
-    """(variables, resident, payload) -> {"firing_rate", "near_threshold"}, per layer.
+) -> Callable[[PyTree, PyTree, PyTree, jax.Array], dict[str, dict[str, jax.Array]]]:
+    """(variables, resident, payload, mask [B]) -> {"firing_rate", "near_threshold"}.
 
-    firing_rate: share of neurons and steps with a spike of either sign. near_threshold:
-    share whose membrane, before the reset, was within 1 of the threshold.
+    Per layer, over the examples with mask 1. firing_rate: share of neurons and steps
+    with a spike of either sign. near_threshold: share whose membrane, before the reset,
+    was within 1 of the threshold.
     """
 
-    def activity_step(variables, resident, payload):
+    def activity_step(variables, resident, payload, mask):
         images = split.gather(resident, payload)["image"]
         collections = ["spikes", "potentials"]
         _, sown = model.apply(variables, images, train=False, mutable=collections)
+        fired = rates.measure_rates(sown["spikes"], mask=mask)
         return {
-            "firing_rate": _per_layer(sown["spikes"], lambda s: s != 0),
-            "near_threshold": _per_layer(sown["potentials"], lambda d: jnp.abs(d) < 1),
+            "firing_rate": {name: r.rate for name, r in fired.items()},
+            "near_threshold": rates.measure_near_threshold(
+                sown["potentials"], mask=mask
+            ),
         }
 
     return activity_step
-
-
-def _per_layer(tree: PyTree, condition) -> dict[str, jax.Array]:
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(p.key for p in path[:-2]): condition(leaf).mean()
-        for path, leaf in flat
-    }

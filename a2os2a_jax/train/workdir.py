@@ -1,6 +1,5 @@
 """The directory of a run: whose it is, what it holds, how it is written."""
 
-import functools
 import json
 import os
 import platform
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
@@ -31,13 +31,13 @@ def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     mine = configs.to_json(config)
     path = workdir / "config.json"
     if path.exists():
-        if differing := configs.differences(json.loads(path.read_text()), mine):
+        if differing := configs.differences(read_json(path), mine):
             raise ValueError(
                 f"workdir {workdir} holds a run of another config: "
                 f"{'; '.join(differing)}. Take another --workdir"
             )
         result = workdir / "result.json"
-        return json.loads(result.read_text()) if result.exists() else None
+        return read_json(result) if result.exists() else None
     if workdir.is_dir() and any(workdir.iterdir()):
         raise ValueError(
             f"workdir {workdir} is not empty and holds no config.json, expected a new "
@@ -78,6 +78,18 @@ def load_trained(
     return parts, restored[0], restored[1].variables
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; ValueError if the file holds no JSON object."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: got {text[:40]!r}, expected one JSON object")
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes all of the file or none of it."""
     temp = path.with_name(f".{path.name}.tmp")
@@ -86,22 +98,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def commit() -> str | None:
-    """The commit this runs from, "+changes" if files differ; None outside git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """The commit this package runs from, "+changes" if its files differ from it.
+
+    None outside git, and where the package only lies within somebody else's repository.
+    """
+    package = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        line = ["git", "-C", str(package), *words]
+        how = dict(capture_output=True, text=True, check=True, timeout=10)
+        return subprocess.run(line, **how).stdout.strip()
+
     try:
-        ask = functools.partial(
-            subprocess.run, capture_output=True, text=True, check=True, timeout=10
+        git("ls-files", "--error-unmatch", "__init__.py")
+        name, changes = (
+            git("rev-parse", "HEAD"),
+            git("status", "--porcelain", "--", "."),
         )
-        name = ask([*git, "rev-parse", "HEAD"]).stdout.strip()
-        dirty = ask([*git, "status", "--porcelain", "--untracked-files=no"]).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return name + ("+changes" if dirty.strip() else "")
+    return name + ("+changes" if changes else "")
 
 
-def device() -> str:
+def device(mesh: Mesh) -> str:
     """For example "2 x TPU v5 lite", "1 x cpu (x86_64, 2 cores)"."""
-    devices = jax.devices()
+    devices = mesh.devices.ravel()
     text = f"{len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu":
         text += f" ({platform.machine()}, {os.cpu_count()} cores)"

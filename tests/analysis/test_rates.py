@@ -60,6 +60,19 @@ def test_near_threshold_is_strict_and_two_sided():
     assert rates.near_threshold(tree, width=2.0) == {"n": 6 / 8}
 
 
+@pytest.mark.parametrize("kept", [(1, 0), (0, 1), (1, 1)])
+def test_a_mask_leaves_examples_out(kept):
+    mask = np.array(kept, np.float32)
+    part = S[mask > 0]
+    for per_step in (False, True):
+        axes = (0, 2) if per_step else None
+        got = rates.measure_rates({"n": {"out": (S,)}}, per_step, mask)["n"]
+        np.testing.assert_allclose(got.rate, (part != 0).mean(axes))
+        np.testing.assert_allclose(got.minus, (part < 0).mean(axes))
+    near = rates.measure_near_threshold({"n": {"out": (S,)}}, 1.0, mask)["n"]
+    assert float(near) == (part == 0).mean()
+
+
 def test_reads_what_flax_sows():
     class Neuron(nn.Module):
         @nn.compact

@@ -19,7 +19,7 @@ def test_every_source_loads_and_describes_itself(name):
 def test_arguments_reach_the_source():
     fake = data.load("fake", size=16, classes=3, timesteps=2, channels=1)
     assert (fake.shape, fake.classes) == ((2, 16, 16, 1), 3)
-    assert data.load("recall", classes=4, keys=8).shape == (9, 13)
+    assert data.load("recall", classes=4, pairs=8).shape == (9, 13)
 
 
 @pytest.mark.parametrize("name", data.PLANNED)
@@ -48,12 +48,12 @@ def test_unknown_names_list_what_there_is():
         ("digits", {"size": 16}),
         ("digits", {"classes": 5}),
         ("digits", {"timesteps": 4}),
-        ("digits", {"keys": 4}),
+        ("digits", {"pairs": 4}),
         ("recall", {"size": 8}),
         ("recall", {"data_dir": "x"}),
         ("recall", {"timesteps": 2}),
         ("fake", {"data_dir": "x"}),
-        ("fake", {"keys": 8}),
+        ("fake", {"pairs": 8}),
         ("fake", {"seed": -1}),
     ],
 )

@@ -34,9 +34,9 @@ def test_rows_hold_the_runs_of_their_setting_and_no_others(script):
     for seed, accuracy in ((0, 0.5), (3, 0.7)):
         folder = script.RUNS / script.name("digits", "vssa", True, seed)
         folder.mkdir(parents=True)
-        keys = "parameters steps epochs commit device versions train_seconds"
+        keys = "parameters steps epochs device versions train_seconds"
         result = dict.fromkeys(keys.split(), 1) | {"seed": seed, "cpu_seconds": 2.0}
-        result |= {"train": {}, "test": {"accuracy": accuracy}}
+        result |= {"commit": "abc", "train": {}, "test": {"accuracy": accuracy}}
         result |= {"activity": {"firing_rate": {"a": 0.1, "b": 0.3}}}
         (folder / "result.json").write_text(json.dumps(result))
     value = script.collect(gflops=200.0)
@@ -49,6 +49,7 @@ def test_rows_hold_the_runs_of_their_setting_and_no_others(script):
     assert row["n"] == 2 and row["test_accuracy"]["mean"] == pytest.approx(0.6)
     assert [r["seed"] for r in value["runs"]] == [0, 3]
     assert value["runs"][0]["firing_rate"] == pytest.approx(0.2)
+    assert value["commits"] == ["abc"]
 
 
 def test_a_command_names_its_setting(script):
@@ -56,3 +57,12 @@ def test_a_command_names_its_setting(script):
     assert "--config=configs/recall.py" in line and "--config.seed=4" in line
     assert "--config.model.attention.kind=none" in line
     assert "--config.model.neuron.decay_input=False" in line
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_run_that_fails_is_seen(script, monkeypatch, code, capsys):
+    script.RUNS.mkdir()
+    failing = type("Done", (), {"returncode": code})
+    monkeypatch.setattr(script.subprocess, "run", lambda *_, **__: failing)
+    assert script.run(("digits", "none", False, 0)) is (code == 0)
+    assert ("done" if code == 0 else "exit 3") in capsys.readouterr().out

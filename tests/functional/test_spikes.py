@@ -100,7 +100,7 @@ def test_checkpoint_keeps_the_spikes_named_and_no_others(named, kind, capsys):
     computed = [line for line in residuals if "from the argument" not in line]
     assert len(residuals) > len(computed)
     assert len(computed) == (kind in POLICIES[named])
-    assert all(f"'spikes/{kind}'" in line for line in computed)
+    assert all(line.endswith("(tag)") for line in computed)  # the name from jax 0.10.2
 
 
 @pytest.mark.parametrize("named", POLICIES)

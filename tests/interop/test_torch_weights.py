@@ -296,6 +296,11 @@ def test_what_does_not_fit_is_named(state_dict, tmp_path, wrong):
     assert [word for word in words if word not in message] == [], message
 
 
+def test_the_image_size_has_to_be_said(tmp_path):
+    with pytest.raises(ValueError, match="got no image_size, expected pixels"):
+        torch_weights.load(tmp_path / "model.npz")
+
+
 @pytest.mark.parametrize("name", ["model.bin", "model", "model.npz.zip"])
 def test_an_unknown_kind_of_file_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=re.escape(f"got {name}, expected .npz")):

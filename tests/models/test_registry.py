@@ -182,6 +182,11 @@ ERRORS = {  # what is wrong: (arguments over the good ones, words of the message
         dict(attention=dict(kind="none", order="qk_v")),
         ["'none'", "no options", "qk_v"],
     ),
+    "neuron of text": (dict(neuron=dict(v_th="x")), ["neuron.v_th", "'x'", "number"]),
+    "threshold with guo": (
+        dict(neuron=dict(rule="guo"), attention=dict(kind="vssa", v_th=1.0)),
+        ["attention.v_th", "1.0", "guo"],
+    ),
     "neuron option": (dict(neuron=dict(theta=1)), ["neuron", "theta", "v_th"]),
     "neuron rule": (dict(neuron=dict(rule="lif")), ["rule", "'lif'", "paper", "guo"]),
     "surrogate": (dict(neuron=dict(surrogate="erf")), ["surrogate", "'erf'", "atan"]),
@@ -216,6 +221,12 @@ def test_images_of_another_shape_are_refused(shape):
     want = f"images: got {shape}, expected [B, 8, 8, 3] or [B, T, 8, 8, 3]"
     with pytest.raises(ValueError, match=re.escape(want)):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_a_sequence_of_no_frames_is_refused():
+    model = models.build("columnar", "1-64", **SMALL)
+    with pytest.raises(ValueError, match=r"got \(2, 0, 8, 8, 3\), expected T >= 1"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 0, 8, 8, 3)))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7), (5, 6), (1, 1, 2, 5, 6)])

@@ -303,6 +303,12 @@ def test_resolve_completes():
         (dict(surrogate="erf"), ["'erf'", "atan", "sigmoid"]),
         (dict(rule="guo", tau=4.0), ["guo", "tau", "4.0"]),
         (dict(rule="guo", learn_tau=True), ["guo", "learn_tau"]),
+        (dict(v_th="1"), ["neuron.v_th", "'1'", "a number"]),
+        (dict(tau=True), ["neuron.tau", "True", "a number"]),
+        (dict(decay_input=1), ["neuron.decay_input", "1", "bool"]),
+        (dict(v_th=0.0), ["neuron", "v_th is 0.0"]),
+        (dict(tau=0.5), ["neuron", "tau is 0.5"]),
+        (dict(soft_reset=True, v_reset=-1.0), ["neuron", "soft_reset"]),
     ],
 )
 def test_resolve_refuses(options, words):

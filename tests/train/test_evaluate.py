@@ -115,5 +115,19 @@ def test_more_examples_than_there_are_is_an_error(data, examples):
 def test_activity_is_that_of_the_first_batch(data, variables):
     images, _, split = data
     got = _evaluator(split, batch=8).activity(variables)
-    assert got["firing_rate"][""] == pytest.approx((images[:8] > 0).mean())
-    assert got["near_threshold"][""] == pytest.approx((abs(images[:8]) < 1).mean())
+    assert got["firing_rate"]["out"] == pytest.approx((images[:8] > 0).mean())
+    near = (abs(images[:8]) < 1).mean()
+    assert got["near_threshold"]["out"] == pytest.approx(near)
+
+
+def test_padding_counts_in_no_activity(data, variables, monkeypatch):
+    images, _, split = data
+    sound = pipeline.padded_batches
+    monkeypatch.setattr(
+        pipeline, "padded_batches", lambda size, _: sound(size, 8)
+    )  # as where devices share a batch that is larger than the split
+    got = _evaluator(split, batch=8, examples=5).activity(variables)
+    assert got["firing_rate"]["out"] == pytest.approx((images[:5] > 0).mean())
+    near = (abs(images[:5]) < 1).mean()
+    assert got["near_threshold"]["out"] == pytest.approx(near)
+    assert near != pytest.approx((abs(images[[0, 1, 2, 3, 4, 0, 0, 0]]) < 1).mean())

@@ -395,6 +395,17 @@ def test_a_run_killed_while_it_is_judged_is_judged_again(quick, tmp_path):
     assert lines(tmp_path) == lines(quick[0])
 
 
+def test_a_run_judged_on_its_validation_split_scores_it_once(tmp_path):
+    seen, records = [], []
+    how = dict(toy=False, seen=seen, loggers=[records.append])
+    found = run(tmp_path, eval__split="validation", eval__examples=20, **how)
+    last = [r for r in records if r["step"] == STEPS and r["split"] == "validation"]
+    assert len(last) == 1 and last[0]["count"] == found["validation"]["count"] == 20
+    assert last[0]["accuracy"] == found["validation"]["accuracy"]
+    assert {name for name, _ in seen} == {"train", "validation"}
+    assert [r["split"] for r in lines(tmp_path)].count("validation") == 2
+
+
 def test_stop_after_behind_the_last_checkpoint_says_where_the_run_is(tmp_path):
     run(tmp_path, toy=False, train__stop_after=9)
     found = run(tmp_path, toy=False, train__stop_after=4)
@@ -404,18 +415,6 @@ def test_stop_after_behind_the_last_checkpoint_says_where_the_run_is(tmp_path):
 
 def state_steps(workdir):
     return Checkpoints(Path(workdir) / "checkpoints").steps()
-
-
-def test_a_folder_that_no_run_made_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="is not empty and holds no config.json"):
-        run(tmp_path, toy=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_an_empty_folder_is_taken(tmp_path):
-    workdirs.claim(tmp_path, config())
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 BAD = {  # pixel, squash -> what is named

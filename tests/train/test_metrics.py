@@ -165,6 +165,14 @@ def test_tensorboard_names(tmp_path, monkeypatch):
     }
 
 
+def test_tensorboard_hides_what_a_run_wrote_that_starts_again(tmp_path, monkeypatch):
+    tensorboard_x = pytest.importorskip("tensorboardX")
+    monkeypatch.setattr(tensorboard_x, "SummaryWriter", _Writer)
+    assert metrics.TensorBoard(tmp_path)._writer.purge_step is None
+    (tmp_path / "events.out.tfevents.1").touch()
+    assert metrics.TensorBoard(tmp_path)._writer.purge_step == 0
+
+
 def test_tensorboard_writes_a_file(tmp_path):
     pytest.importorskip("tensorboardX")
     board = metrics.tensorboard_or_none(tmp_path / "tb")

@@ -8,6 +8,7 @@ import functools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ import numpy as np
 import optax
 import pytest
 
+from a2os2a_jax import config as configs
 from a2os2a_jax import models
 from a2os2a_jax.data import augment
 from a2os2a_jax.data.sources import fake
-from a2os2a_jax.train import evaluate, parallel, step
+from a2os2a_jax.train import checkpoint, evaluate, loop, metrics, parallel, setup, step
 
 DEVICES, BATCH = (1, 8), 16
 EVALUATIONS = [(7, None), (64, None), (360, None), (64, 37)]  # batch, examples
@@ -116,6 +118,46 @@ def measure() -> dict[str, np.ndarray]:
     return out | {"test_logits": logits, "test_labels": batch["label"]}
 
 
+RUNS = {  # how many devices take steps 1 and 2, how many step 3
+    "one": (1, 1),
+    "eight": (8, 8),
+    "eight, then one": (8, 1),
+}
+
+
+def train(folder: Path) -> dict[str, np.ndarray]:
+    """Parameters and scores of whole runs on 1 and 8 devices, and across a change."""
+    c = configs.default()
+    c.dtype = "float64"
+    c.data.update(name="fake", size=8, channels=1, classes=4)
+    c.model.update(variant="1-16", timesteps=2, heads=2, pool="0001")
+    c.augment.flip = True
+    c.optim.update(lr=1e-3, warmup_lr=1e-3)
+    c.train.update(batch=BATCH, steps=3, log_steps=1)
+    c.eval.update(batch=32, examples=50)
+    out = {}
+    for name, (first, last) in RUNS.items():
+        workdir = folder / name
+        c.mesh.data = first
+        c.train.stop_after = None if first == last else 2
+        result = loop.run(c, workdir)
+        if first != last:
+            assert result["stopped_at"] == 2
+            c.train.stop_after, c.mesh.data = None, last
+            result = loop.run(c, workdir)
+        assert result["device"].startswith(f"{last} x "), result["device"]
+        state = checkpoint.Checkpoints(workdir / "checkpoints").restore(
+            setup.prepare(c).abstract_state()
+        )[1]
+        leaves = [np.asarray(x).ravel() for x in jax.tree.leaves(state.variables)]
+        out[f"trained/{name}"] = np.concatenate(leaves)
+        scores = [result["test"][k] for k in ("accuracy", "top5", "loss", "count")]
+        out[f"scores/{name}"] = np.array(scores)
+        records = metrics.read_lines(workdir / "metrics.jsonl")
+        out[f"losses/{name}"] = np.array([r["loss"] for r in records])
+    return out
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     path = tmp_path_factory.mktemp("devices") / "measured.npz"
@@ -176,6 +218,14 @@ def test_evaluation_is_exact_for_any_batch_and_devices(
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "one"])
+@pytest.mark.parametrize("what", ["trained", "scores", "losses"])
+def test_a_run_is_the_same_on_other_devices_and_across_a_change(measured, what, name):
+    want, got = measured[f"{what}/one"], measured[f"{what}/{name}"]
+    assert want.shape == got.shape and np.abs(want).max() > 0.1
+    assert np.abs(want - got).max() <= 1e-6 * np.abs(want).max()
+
+
 @pytest.mark.parametrize("data", [0, -2, 99])
 def test_a_mesh_that_cannot_be_made_is_refused(data):
     expected = len(jax.devices())
@@ -228,4 +278,4 @@ def test_put_keeps_values_and_dtypes():
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **measure())
+    np.savez(sys.argv[1], **measure(), **train(Path(sys.argv[1]).parent))

@@ -170,9 +170,9 @@ def test_of_few_classes_all_are_among_the_best_five():
 def test_activity_by_hand(make, split):
     state, _ = make()
     activity = step.make_activity_step(Toy(), split)
-    got = activity(state.variables, split.resident, PAYLOAD)
+    got = activity(state.variables, split.resident, PAYLOAD, jnp.ones(len(PAYLOAD)))
     # 6 of 8 inputs are not 0, negative ones count; |2 x| < 1 for 0, 0.4 and 0
-    assert got == {"firing_rate": {"": 0.75}, "near_threshold": {"": 0.375}}
+    assert got == {"firing_rate": {"out": 0.75}, "near_threshold": {"out": 0.375}}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

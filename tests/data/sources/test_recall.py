@@ -26,7 +26,7 @@ def test_description():
 
 @pytest.mark.parametrize(("keys", "values"), [(32, 10), (8, 3), (1, 1)])
 def test_the_label_is_the_value_bound_to_the_key_of_the_query(keys, values):
-    data = recall.load(keys=keys, values=values)
+    data = recall.load(pairs=keys, values=values)
     tokens, labels = draw(data.train, np.arange(500))
     assert tokens.shape == (500, keys + 1, keys + values + 1)
     assert labels.dtype == np.int32
@@ -44,7 +44,7 @@ def test_the_label_is_the_value_bound_to_the_key_of_the_query(keys, values):
 
 
 def test_keys_values_queries_and_labels_are_uniform():
-    tokens, labels = draw(recall.load(keys=4, values=5).train, np.arange(20_000))
+    tokens, labels = draw(recall.load(pairs=4, values=5).train, np.arange(20_000))
     first_key = tokens[:, 0, :4].mean(0)
     first_value = tokens[:, 0, 4:9].mean(0)
     asked = tokens[:, 4, :4].mean(0)
@@ -108,7 +108,7 @@ def test_classes_is_another_name_for_values():
     ("options", "message"),
     [
         ({"values": 3, "classes": 4}, "3 values, 4 classes"),
-        ({"keys": 0}, "recall: got keys 0, expected at least 1"),
+        ({"pairs": 0}, "recall: got pairs 0, expected at least 1"),
         ({"values": 0}, "got values 0"),
         ({"test_examples": 0}, "got test_examples 0"),
         ({"validation": -1}, "got validation -1, expected at least 0"),
