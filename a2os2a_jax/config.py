@@ -14,7 +14,6 @@ from ml_collections import ConfigDict, config_dict
 _LATER = "not built yet"
 NOT_BUILT = {  # key -> the only value it may have so far
     "init_from": None,
-    "model.attention.freeze": None,
     "augment.crop": 0,
     "augment.randaugment": None,
     "augment.jitter": 0.0,
@@ -71,7 +70,9 @@ def default() -> ConfigDict:
         scale=unset(float),
         v_th=unset(float),
         k_gain=1.0,
-        freeze=unset(str),
+        freeze=unset(str),  # letters of "qkv": these weights stay as initialised
+        normalise=unset(str),  # sqrt, pow2 or shiftmax, instead of a scale
+        projection=True,
     )
     c.model.neuron = dict(
         rule="paper",

@@ -12,16 +12,18 @@ weights, the order and the augmentation; the test examples are the same for all.
 import argparse
 import itertools
 import json
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sweep import summary
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "first_light"
 RESULT = ROOT / "experiments" / "results" / "first_light.json"
 SEEDS = range(5)
+CONFIGS = {"digits": "digits.py", "recall": "recall.py:8"}
 GRID = [  # (task, attention, decay_input)
     ("digits", "a2os2a", False),
     ("recall", "a2os2a", False),
@@ -45,7 +47,7 @@ def command(task: str, attention: str, decay_input: bool, seed: int) -> list[str
     workdir = RUNS / name(task, attention, decay_input, seed)
     return [
         *("python", "-m", "a2os2a_jax.main"),
-        f"--config=configs/{task}.py",
+        f"--config=configs/{CONFIGS[task]}",
         f"--workdir={workdir.relative_to(ROOT)}",
         f"--config.seed={seed}",
         f"--config.model.attention.kind={attention}",
@@ -110,24 +112,12 @@ def collect(gflops: float) -> dict:
 _SECONDS = ("train_seconds", "cpu_seconds")
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    """Median, mean, spread (standard deviation, n - 1), least and largest."""
-    return {
-        "median": statistics.median(values),
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "min": min(values),
-        "max": max(values),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     parser.add_argument("--only", default="", help="settings whose name has this in it")
     args = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parent))
     from benchmarks.machine import matmul_gflops
 
     RUNS.mkdir(parents=True, exist_ok=True)

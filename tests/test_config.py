@@ -39,7 +39,6 @@ def test_a_key_that_no_one_reads_is_refused():
 
 OTHER = {  # a value that is not the default, of the key's type
     "init_from": "runs/a",
-    "model.attention.freeze": "qk",
     "augment.crop": 4,
     "augment.randaugment": "rand-m9",
     "augment.jitter": 0.4,

@@ -5,10 +5,13 @@ time) are independent. Sums are accumulated in at least float32, and the result 
 dtype, because it goes onto a membrane.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 ORDERS = ("auto", "qk_v", "q_kv")
+SCALES = ("sqrt", "pow2")
 
 
 def _check(name: str, q: jax.Array, k: jax.Array, v: jax.Array, order: str) -> None:
@@ -98,3 +101,75 @@ def ssa(
     """
     _check("ssa", q, k, v, order)
     return _product(q, k, v, order) * scale
+
+
+def token_scale(how: str, tokens: int) -> float:
+    """A scale for the product that knows the number N of keys.
+
+    Args:
+      how: "sqrt", 1/sqrt(N); or "pow2", the power of two next to 1/N, whose product is
+        a shift.
+      tokens: N.
+    Raises:
+      ValueError: another `how`.
+    """
+    if how not in SCALES:
+        raise ValueError(f"token_scale: got {how!r}, expected one of {SCALES}")
+    return tokens**-0.5 if how == "sqrt" else 2.0 ** -round(math.log2(tokens))
+
+
+@jax.custom_jvp
+def shiftmax(scores: jax.Array) -> jax.Array:
+    """Rows of powers of two that sum to more than 1/2 and at most 1.
+
+        w_j = 2^(r_j - ceil(log2 sum_i 2^r_i)),   r = round(scores), over the last axis
+
+    Exact: exponents are integers. A weight below 2^-126 is 0. The gradient is that of
+    the softmax with base 2 at r, scaled to w, straight through the roundings.
+
+    Source: our reading, from its abstract, of the Shiftmax in the bipolar attention of
+      NeurIPS 2025 (OpenReview nG45z7lJ7D); rounding real scores is ours.
+    """
+    return _shiftmax(scores)[0]
+
+
+def _shiftmax(scores):
+    """(weights, softmax with base 2 of the rounded scores)."""
+    r = jnp.round(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+    r = (r - r.max(-1, keepdims=True)).clip(-126)
+    powers = jnp.ldexp(jnp.ones_like(r), r.astype(jnp.int32))
+    total = powers.sum(-1, keepdims=True)
+    fraction, exponent = jnp.frexp(total)  # total = fraction 2^exponent, in [1/2, 1)
+    shift = exponent - (fraction == 0.5)
+    weights = jnp.ldexp(powers, jnp.broadcast_to(-shift, powers.shape))
+    weights = jnp.where(r > -126, weights, 0)
+    return weights, powers / total
+
+
+@shiftmax.defjvp
+def _shiftmax_jvp(primals, tangents):
+    (scores,), (change,) = primals, tangents
+    weights, share = _shiftmax(scores)
+    change = change.astype(weights.dtype)
+    mean = (share * change).sum(-1, keepdims=True)
+    return weights, math.log(2) * weights * (change - mean)
+
+
+def shift_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """shiftmax(Q K^T) V: a normalised attention whose weights are powers of two.
+
+    Every product with a weight is a shift; there is one order only.
+
+    Args:
+      q, k, v: [..., N, heads, d].
+    Returns:
+      [..., N, heads, d], at least float32, between -1 and 1 for ternary V.
+    Raises:
+      ValueError: shapes that do not fit.
+    Source: as `shiftmax`.
+    """
+    _check("shift_attention", q, k, v, "qk_v")
+    wide = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    scores = jnp.einsum("...nhd,...mhd->...hnm", q, k, preferred_element_type=wide)
+    weights = shiftmax(scores).astype(v.dtype)
+    return jnp.einsum("...hnm,...mhd->...nhd", weights, v, preferred_element_type=wide)

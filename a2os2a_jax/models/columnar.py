@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from a2os2a_jax.functional import spikes
+from a2os2a_jax.modules import attention as attentions
 from a2os2a_jax.modules import neuron
 from a2os2a_jax.modules.block import Block
 from a2os2a_jax.modules.linear import linear
@@ -112,6 +113,15 @@ class Columnar(nn.Module):
         if not static and not images.shape[1] and not streaming:
             raise ValueError(f"images: got {images.shape}, expected T >= 1 frames")
         return (images[:, None], self.timesteps) if static else (images, 1)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Parameters that must not be trained, as regular expressions on their names.
+
+        They get no gradient; an optimizer has to leave weight decay off them as well.
+        """
+        names = attentions.frozen(self.attention)
+        return tuple(rf"block_\d+/attention/{name}" for name in names)
 
     def stream(self, variables: Mapping[str, Any]) -> tuple[Callable, Callable]:
         """One frame at a time, in evaluation mode, with the state in the caller's hand.

@@ -60,8 +60,9 @@ def build(
       heads: attention heads; 8 by default.
       pool: four characters, "1" where a stem stage halves the image; "1111" by default
         from 64 pixels on, else "0011".
-      attention: a kind ("a2os2a", "vssa", "none") or a mapping with kind, order, k, v,
-        scale, v_th, k_gain; see `modules.attention.resolve`.
+      attention: a kind ("a2os2a", "vssa"; controls "frozen_qk", "frozen_v", "uniform",
+        "v_only", "none") or a mapping with kind and options: order, k, v, scale,
+        normalise, v_th, k_gain, freeze, projection; see `modules.attention.UNSET`.
       neuron: rule ("paper", "guo"), tau, v_th, decay_input, surrogate, v_reset,
         soft_reset, detach_reset, learn_tau; None is the paper's rule.
       shortcut: membrane carried on by a block: "full" U_l, or "attention" U'_l.

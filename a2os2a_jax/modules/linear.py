@@ -10,9 +10,21 @@ import jax.numpy as jnp
 INIT = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
 
 
-def linear(features: int, *, bias: bool, dtype, name: str) -> nn.Dense:
-    """[..., D] -> [..., features]."""
-    return nn.Dense(
+class Frozen(nn.Dense):
+    """A Dense layer whose parameters get no gradient."""
+
+    def param(self, *args, **kwargs):
+        return jax.lax.stop_gradient(super().param(*args, **kwargs))
+
+
+def linear(
+    features: int, *, bias: bool, dtype, name: str, frozen: bool = False
+) -> nn.Dense:
+    """[..., D] -> [..., features]; no gradient reaches the parameters of a frozen one.
+
+    (An optimizer may still move them, by weight decay: `models` say which they are.)
+    """
+    return (Frozen if frozen else nn.Dense)(
         features,
         use_bias=bias,
         dtype=dtype,

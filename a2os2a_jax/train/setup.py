@@ -83,7 +83,6 @@ def prepare(config: ConfigDict) -> Parts:
     _check_stem(m.stem, m.timesteps, d.timesteps, dataset)
     mesh = parallel.make_mesh(config.mesh.data)
     parallel.check_batch("train.batch", t.batch, mesh)
-    attention = {k: v for k, v in m.attention.items() if k != "freeze"}
     model = build(
         m.name,
         m.variant,
@@ -93,7 +92,7 @@ def prepare(config: ConfigDict) -> Parts:
         timesteps=m.timesteps,
         heads=m.heads,
         pool=m.pool,
-        attention=attention,
+        attention=m.attention.to_dict(),
         neuron=m.neuron.to_dict(),
         shortcut=m.shortcut,
         dtype=config.dtype,
@@ -111,7 +110,9 @@ def prepare(config: ConfigDict) -> Parts:
         warmup_steps=round(o.warmup_epochs * epoch_steps),
         total_steps=total_steps,
     )
-    tx = optim.adamw(rate, weight_decay=o.weight_decay, clip=o.clip)
+    tx = optim.adamw(
+        rate, weight_decay=o.weight_decay, clip=o.clip, frozen=model.frozen
+    )
     a = config.augment
     augmented = augment.build(
         flip=a.flip, shift=a.shift, rotate=a.rotate, zoom=a.zoom, fill=dataset.black

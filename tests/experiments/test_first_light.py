@@ -14,6 +14,7 @@ def script(tmp_path, monkeypatch):
     path = ROOT / "experiments" / "first_light.py"
     spec = importlib.util.spec_from_file_location("first_light", path)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(str(path.parent))
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
@@ -54,7 +55,7 @@ def test_rows_hold_the_runs_of_their_setting_and_no_others(script):
 
 def test_a_command_names_its_setting(script):
     line = script.command("recall", "none", False, 4)
-    assert "--config=configs/recall.py" in line and "--config.seed=4" in line
+    assert "--config=configs/recall.py:8" in line and "--config.seed=4" in line
     assert "--config.model.attention.kind=none" in line
     assert "--config.model.neuron.decay_input=False" in line
 

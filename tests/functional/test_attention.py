@@ -240,3 +240,60 @@ def test_auto_counts_queries_and_keys():
     # one query over 100 keys: 2·100·d = 2000 additions, against 101 d² = 10100
     assert attention.resolve_order("auto", 1, 100, 10) == "qk_v"
     assert attention.resolve_order("auto", 100, 100, 10) == "q_kv"
+
+
+# --- scales and Shiftmax --------------------------------------------------------------
+
+
+def test_token_scales_by_hand():
+    assert attention.token_scale("sqrt", 16) == 0.25
+    got = {n: 1 / attention.token_scale("pow2", n) for n in (1, 2, 3, 5, 6, 33, 50)}
+    assert got == {1: 1, 2: 2, 3: 4, 5: 4, 6: 8, 33: 32, 50: 64}
+    with pytest.raises(ValueError, match="got 'mean', expected one of"):
+        attention.token_scale("mean", 4)
+
+
+def test_shiftmax_by_hand():
+    rows = jnp.array([[0.0, 0, 0, 0], [1, 0, 0, 0], [7, 0, -9, 3], [0.4, 0.6, 0, -5]])
+    got = attention.shiftmax(rows)
+    by_hand = [
+        [1 / 4] * 4,  # sum 4: ceil(log2) = 2
+        [1 / 4, 1 / 8, 1 / 8, 1 / 8],  # sum 5: 3
+        [1 / 2, 2**-8, 2**-17, 2**-5],  # sum 137 + 1/512: 8
+        [1 / 4, 1 / 2, 1 / 4, 2**-7],  # rounded to 0, 1, 0, -5; sum 4 + 1/32: 3
+    ]
+    by_hand[3] = [x / 2 for x in by_hand[3]]
+    np.testing.assert_array_equal(got, by_hand)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_shiftmax_gives_powers_of_two_that_sum_to_at_most_one(dtype):
+    draws = np.random.default_rng(0).normal(0, 40, (200, 33))
+    weights = attention.shiftmax(jnp.asarray(draws, dtype))
+    assert weights.dtype == jnp.float32
+    mantissa, _ = np.frexp(np.asarray(weights[weights > 0]))
+    assert (mantissa == 0.5).all()
+    total = np.asarray(weights).sum(-1)
+    assert (total >= 0.5).all() and (total <= 1).all()
+
+
+def test_shiftmax_has_the_slope_of_a_softmax_with_base_2(x64):
+    scores = jnp.array([[3.0, 1, -2, 0], [0, 0, 5, 1]])  # integers: nothing is rounded
+    weights = attention.shiftmax(scores)
+    share = jax.nn.softmax(scores * np.log(2))
+    got = jax.vmap(jax.jacfwd(attention.shiftmax))(scores)
+    for row in range(2):
+        soft = np.log(2) * (np.eye(4) - share[row][None, :]) * weights[row][:, None]
+        np.testing.assert_allclose(got[row], soft, atol=1e-12)
+    reverse = jax.vmap(jax.jacrev(attention.shiftmax))(scores)
+    np.testing.assert_allclose(got, reverse, atol=1e-12)
+
+
+def test_shift_attention_by_loops():
+    q, k, v = draw((2, 5, 2, 3), 7, integer_k=False)
+    got = attention.shift_attention(q, k, v)
+    want = np.zeros(q.shape)
+    for at, q1, k1, v1 in heads(q, k, v):
+        want[at] = attention.shiftmax(jnp.asarray(q1 @ k1.T)) @ v1
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert 0.3 < np.abs(got).max() <= 1

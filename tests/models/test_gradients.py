@@ -61,6 +61,13 @@ CASES = {  # variant (1-64 if not given), pool and other options of `build`
     ),
     "images with a query": dict(readout="query", pool="0011"),
     "recomputed": dict(remat=True, pool="1100"),
+    "frozen_qk": dict(attention="frozen_qk", pool="0010"),
+    "frozen_v": dict(attention="frozen_v", pool="1001"),
+    "uniform": dict(attention="uniform", pool="0100"),
+    "v_only": dict(attention="v_only", pool="0110"),
+    "scaled by tokens": dict(attention=dict(normalise="sqrt"), pool="0101"),
+    "shiftmax": dict(attention=dict(normalise="shiftmax", v_th=0.25), pool="1101"),
+    "no projection": dict(attention=dict(projection=False), pool="1110"),
     "loss of every step": dict(pool="0011", per_step=True),
 }
 
@@ -105,8 +112,11 @@ def computed(gradients):
     return functools.cache(gradients)
 
 
-def check_every_parameter_learns(grads):
+def check_every_parameter_learns(grads, frozen=()):
     """Rounding leaves 1e-17 where nothing arrives; the rest is far above."""
+    still = {name for name in grads if any(name.endswith(end) for end in frozen)}
+    assert all((grads[name] == 0).all() for name in still)
+    grads = {name: g for name, g in grads.items() if name not in still}
     sizes = {name: np.abs(g).max() for name, g in grads.items()}
     assert all(np.isfinite(g).all() for g in grads.values())
     largest = max(sizes.values())
@@ -120,9 +130,12 @@ def check_every_parameter_learns(grads):
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_gets_a_gradient(computed, name):
     _, grads = computed(name)
-    check_every_parameter_learns(grads)
+    frozen = {"frozen_qk": ("q_linear/kernel", "k_linear/kernel")}
+    frozen |= {"frozen_v": ("v_linear/kernel",)}
+    check_every_parameter_learns(grads, frozen.get(name, ()))
     present = {ending for ending in BEFORE_A_NORM for n in grads if n.endswith(ending)}
-    assert present == set(BEFORE_A_NORM[1:] if name == "none" else BEFORE_A_NORM)
+    without = name in ("none", "no projection")
+    assert present == set(BEFORE_A_NORM[1:] if without else BEFORE_A_NORM)
     assert any(n.endswith("/w") for n in grads) == (name == "learnt tau")
 
 

@@ -214,6 +214,9 @@ def test_resolve_completes_a_kind():
             v_th=None,
             order="auto",
             k_gain=1,
+            normalise=None,
+            freeze=None,
+            projection=True,
         )
     )
     given = dict(kind="vssa", order="q_kv", scale=None)
@@ -225,8 +228,140 @@ def test_resolve_completes_a_kind():
         v_th=0.5,
         order="q_kv",
         k_gain=1,
+        normalise=None,
+        freeze=None,
+        projection=True,
     )
     assert given == dict(kind="vssa", order="q_kv", scale=None)
     assert attention.resolve("none") == dict(kind="none")
     unused = dict(kind="none", order="auto", k=None, k_gain=1.0)  # as configs have them
     assert attention.resolve(unused) == dict(kind="none")
+    of_v = dict(v="ternary", v_th=None, freeze=None, projection=True)
+    for kind in ("uniform", "v_only"):
+        assert attention.resolve(kind) == dict(kind=kind) | of_v
+    for kind, letters in (("frozen_qk", "qk"), ("frozen_v", "v")):
+        got = attention.resolve(kind)
+        assert got == attention.resolve("a2os2a") | dict(kind=kind, freeze=letters)
+    shift = attention.resolve(dict(normalise="shiftmax"))
+    assert (shift["scale"], shift["v_th"]) == (None, 0.5)
+    sqrt = attention.resolve(dict(kind="vssa", normalise="sqrt"))
+    assert (sqrt["scale"], sqrt["v_th"]) == (None, 0.5)
+
+
+REFUSED = {
+    "scale and normalise": dict(scale=0.5, normalise="sqrt"),
+    "normalise": dict(normalise="softmax"),
+    "order of shiftmax": dict(normalise="shiftmax", order="q_kv"),
+    "freeze": dict(freeze="x"),
+    "freeze twice": dict(freeze="qq"),
+    "freeze of what is not there": dict(kind="uniform", freeze="q"),
+    "freeze of a frozen kind": dict(kind="frozen_qk", freeze="v"),
+    "k of uniform": dict(kind="uniform", k="binary"),
+    "scale of v_only": dict(kind="v_only", scale=0.5),
+    "v_th": dict(v_th="1"),
+    "k_gain": dict(k_gain="1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_resolve_refuses(name):
+    *_, (key, value) = REFUSED[name].items()
+    with pytest.raises(ValueError) as error:
+        attention.resolve(REFUSED[name])
+    message = str(error.value)
+    assert "\n" not in message and key in message and repr(value) in message, message
+
+
+# --- controls: what is left of the product --------------------------------------------
+
+
+def run(layer, variables, s):
+    """(out, what the attention's neuron got, {neuron: spikes})."""
+    got = []
+    sound = neuron.make
+
+    def spy(form, options, *, name, **how):
+        made = sound(form, options, name=name, **how)
+        return (
+            made if name != "attention_neuron" else lambda x: got.append(x) or made(x)
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neuron, "make", spy)
+        out, kept = layer.apply(variables, s, True, mutable=["spikes", "batch_stats"])
+    return out, got[0], {k: v["out"][0] for k, v in kept["spikes"].items()}
+
+
+@pytest.mark.parametrize("kind", ["uniform", "v_only"])
+def test_controls_without_comparison_know_v_alone(spikes, kind):
+    layer = module(kind, dim=32, heads=2, dtype="float32")
+    variables = variables_of(layer, spikes)
+    names = {"v_linear", "v_bn", "proj_linear", "proj_bn"}
+    assert variables["params"].keys() == names
+    out, product, fired = run(layer, variables, spikes)
+    v = np.asarray(fired["v_neuron"])
+    assert set(np.unique(v)) == {-1, 0, 1}
+    want = v.sum(2, keepdims=True) + np.zeros_like(v) if kind == "uniform" else v
+    np.testing.assert_array_equal(product, want)
+    assert out.shape == spikes.shape and np.ptp(out) > 0.1
+
+
+@pytest.mark.parametrize("how", ["sqrt", "pow2", "shiftmax"])
+def test_a_normalised_product_is_what_it_says(spikes, how):
+    plain = module(dim=32, heads=2, dtype="float32")
+    layer = module(dim=32, heads=2, dtype="float32", normalise=how)
+    variables = variables_of(layer, spikes)
+    factors = []
+    with pytest.MonkeyPatch.context() as patch:
+        sound = products.a2os2a
+        patch.setattr(products, "a2os2a", lambda *a: factors.extend(a) or sound(*a))
+        _, whole, _ = run(plain, variables, spikes)
+    _, product, _ = run(layer, variables, spikes)
+    if how == "shiftmax":
+        q, k, v, _ = factors
+        scores = jnp.einsum("btnhd,btmhd->bthnm", q, k)
+        want = jnp.einsum("bthnm,btmhd->btnhd", products.shiftmax(scores), v)
+        np.testing.assert_allclose(product.reshape(want.shape), want, atol=1e-6)
+        assert 0.2 < np.abs(product).max() <= 1
+    else:
+        scale = {"sqrt": 1 / 8, "pow2": 1 / 64}[how]  # 64 tokens
+        np.testing.assert_array_equal(product, whole * scale)
+
+
+def test_without_the_projection_the_spikes_go_on(spikes):
+    layer = module(dim=32, heads=2, dtype="float32", projection=False)
+    variables = variables_of(layer, spikes)
+    assert not {"proj_linear", "proj_bn"} & variables["params"].keys()
+    out, _, fired = run(layer, variables, spikes)
+    np.testing.assert_array_equal(out, fired["attention_neuron"])
+
+
+FROZEN = {
+    "frozen_qk": ("frozen_qk", {}, {"q", "k"}),
+    "frozen_v": ("frozen_v", {}, {"v"}),
+    "vssa, k": ("vssa", dict(freeze="k"), {"k"}),
+    "v_only": ("v_only", dict(freeze="v"), {"v"}),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_weights_get_no_gradient_and_their_norms_do(spikes, name):
+    kind, options, still = FROZEN[name]
+    layer = module(kind, dim=32, heads=2, dtype="float32", **options)
+    variables = variables_of(layer, spikes)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        both = variables | {"params": params}
+        out, _ = layer.apply(both, spikes, True, mutable=["batch_stats"])
+        return (out * jnp.sin(jnp.arange(out.size).reshape(out.shape))).sum()
+
+    grads = gradient(variables["params"])
+    for which in "qkv":
+        if f"{which}_linear" in grads:
+            moved = np.abs(grads[f"{which}_linear"]["kernel"]).max() > 0
+            assert moved == (which not in still), which
+            assert np.abs(grads[f"{which}_bn"]["scale"]).max() > 0
+    patterns = attention.frozen(layer.options)
+    assert set(patterns) == {f"{which}_linear/kernel" for which in still}

@@ -102,3 +102,26 @@ def test_one_step_of_adamw_by_hand():
     updates, _ = tx.update(gradient, tx.init(params), params)
     np.testing.assert_allclose(updates["bias"], [-0.25, 0.25], rtol=1e-5)
     np.testing.assert_allclose(updates["kernel"], [-0.3, 0.35], rtol=1e-5)
+
+
+def test_frozen_parameters_stay_and_count_in_no_norm(params):
+    frozen = (r"block_\d+/attention/[qk]_linear/kernel", "head/bias")
+    how = dict(weight_decay=0.1, clip=1.0)
+    tx = optim.adamw(lambda step: 0.5, **how, frozen=frozen)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    still = optim.named(params, frozen)
+    assert sum(jax.tree.leaves(still)) == 3
+    for name, (fixed, update) in {
+        jax.tree_util.keystr(path): pair
+        for path, pair in jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda a, b: (a, b), still, updates),
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+    }.items():
+        assert (jnp.abs(update).max() == 0) == fixed, name
+
+
+def test_a_pattern_that_matches_nothing_is_refused(params):
+    with pytest.raises(ValueError, match="frozen: 'head' matches no parameter; there"):
+        optim.named(params, ["head"])

@@ -14,7 +14,7 @@ def _config():
     spec = importlib.util.spec_from_file_location("configs_recall", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config("8")
 
 
 @pytest.mark.parametrize(
