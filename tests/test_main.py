@@ -230,6 +230,8 @@ def test_ctrl_c_is_no_crash(monkeypatch, tmp_path, capsys):
 class Toy(nn.Module):
     """Compiles at once."""
 
+    frozen = ()
+
     @nn.compact
     def __call__(self, x, train=False):
         self.variable("batch_stats", "none", lambda: np.zeros(1, np.float32))

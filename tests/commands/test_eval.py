@@ -12,6 +12,8 @@ from a2os2a_jax.train import loop, metrics, setup
 class Toy(nn.Module):
     """Compiles at once."""
 
+    frozen = ()
+
     @nn.compact
     def __call__(self, x, train=False):
         self.variable("batch_stats", "none", lambda: np.zeros(1, np.float32))

@@ -56,6 +56,8 @@ def test_the_table_is_of_the_split_the_run_was_judged_on():
 class Toy(nn.Module):
     """Compiles at once."""
 
+    frozen = ()
+
     @nn.compact
     def __call__(self, x, train=False):
         self.variable("batch_stats", "none", lambda: np.zeros(1, np.float32))

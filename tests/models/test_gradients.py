@@ -66,7 +66,7 @@ CASES = {  # variant (1-64 if not given), pool and other options of `build`
     "uniform": dict(attention="uniform", pool="0100"),
     "v_only": dict(attention="v_only", pool="0110"),
     "scaled by tokens": dict(attention=dict(normalise="sqrt"), pool="0101"),
-    "shiftmax": dict(attention=dict(normalise="shiftmax", v_th=0.25), pool="1101"),
+    "shiftmax": dict(attention=dict(normalise="shiftmax", v_th=0.25), pool="0101"),
     "no projection": dict(attention=dict(projection=False), pool="1110"),
     "loss of every step": dict(pool="0011", per_step=True),
 }

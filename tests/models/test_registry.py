@@ -93,6 +93,9 @@ def test_defaults_are_those_of_the_paper():
         v_th=None,
         order="auto",
         k_gain=1,
+        normalise=None,
+        freeze=None,
+        projection=True,
     )
     paper = dict(rule="paper", tau=2, v_th=1, decay_input=False, surrogate="atan")
     paper |= dict(v_reset=0, soft_reset=False, detach_reset=True, learn_tau=False)

@@ -32,6 +32,7 @@ class Toy(nn.Module):
     """Compiles at once; `squash` hides what is not finite, as spikes do."""
 
     squash: bool
+    frozen = ()
 
     @nn.compact
     def __call__(self, x, train=False):
