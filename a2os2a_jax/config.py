@@ -13,7 +13,6 @@ from ml_collections import ConfigDict, config_dict
 
 _LATER = "not built yet"
 NOT_BUILT = {  # key -> the only value it may have so far
-    "init_from": None,
     "augment.crop": 0,
     "augment.randaugment": None,
     "augment.jitter": 0.0,
@@ -21,8 +20,6 @@ NOT_BUILT = {  # key -> the only value it may have so far
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
     "augment.off_epoch": None,
-    "optim.name": "adamw",
-    "train.ema": None,
     "train.profile_steps": None,
     "mesh.fsdp": 1,
 }
@@ -39,7 +36,8 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.dtype = "float32"  # of the computation: float32, bfloat16, float64
-    c.init_from = unset(str)
+    c.deterministic = False  # on a GPU: sums in a fixed order, at some cost in time
+    c.init_from = unset(str)  # a run's directory or a weights file to start from
     c.data = dict(
         name="digits",
         data_dir=unset(str),
@@ -60,6 +58,7 @@ def default() -> ConfigDict:
         stem="sps",
         readout="mean",
         mlp_ratio=4,
+        drop_path=0.0,  # chance that the last block is skipped; less in front of it
         remat=False,
     )
     c.model.attention = dict(
@@ -99,23 +98,32 @@ def default() -> ConfigDict:
         off_epoch=unset(int),  # augment.mixup and cutmix stop here
     )
     c.optim = dict(
-        name="adamw",
+        name="adamw",  # adamw, lamb, sgd
         lr=1e-3,
+        schedule="cosine",  # after the warm-up: cosine or linear to min_lr, constant
         warmup_lr=1e-6,
         min_lr=1e-5,
         warmup_epochs=0.0,
         weight_decay=0.06,
+        momentum=0.9,  # of sgd; the first beta of adamw and lamb
+        b2=0.999,
         clip=unset(float),  # global norm of the gradient
+        layer_decay=1.0,  # each layer below the head has its lr times this
+        freeze=unset(str),  # "stem/.*,block_0/.*": parameters that stay as they are
     )
     c.train = dict(
-        batch=64,
+        batch=64,  # examples of one step of the optimizer
+        accumulate=1,  # micro-batches they come in; BN sees one micro-batch at a time
         epochs=1.0,
         steps=unset(int),  # wins over epochs
         stop_after=unset(int),  # end early, at this step, with the schedule unchanged
+        loss="cross_entropy",  # of the mean over time; "tet" of every step
+        tet_mse=0.05,  # share of the squared distance to 1 in "tet"
         label_smoothing=0.0,
         log_steps=50,
         save_epochs=10.0,
-        ema=unset(float),
+        keep=2,  # checkpoints: the last so many, and the best on a validation split
+        ema=unset(float),  # decay of an average of weights and BN statistics
         profile_steps=unset(str),
     )
     c.eval = dict(
@@ -123,6 +131,14 @@ def default() -> ConfigDict:
         examples=unset(int),  # the first so many of the split; None for all
         split="test",  # what the end of training is judged on
         epochs=1.0,  # how often the validation split is scored, if there is one
+        checkpoint="last",  # of --mode=eval: last, best (on validation), or a step
+        average=1,  # last so many checkpoints, whose mean is scored
+        ema=True,  # score the average of the weights where there is one
+        data=unset(str),  # another data set, of as many classes and channels
+        timesteps=unset(int),  # another T
+        size=unset(int),  # another resolution, in pixels
+        shots="1,5,10",  # of --mode=probe: labelled examples a class
+        draws=5,  # of --mode=probe: how often they are drawn
     )
     c.mesh = dict(data=-1, fsdp=1)  # devices; -1 for all
     return c
@@ -162,8 +178,15 @@ def check(config: ConfigDict) -> None:
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}: got {value}, expected a finite number")
-    for key in ("train.batch", "eval.batch", "train.log_steps"):
+    for key in ("train.batch", "eval.batch", "train.log_steps", "train.accumulate"):
         _above(key, flat[key], 0)
+    for key in ("train.keep", "eval.average", "eval.draws"):
+        _above(key, flat[key], 0)
+    if flat["train.batch"] % flat["train.accumulate"]:
+        raise ValueError(
+            f"train.accumulate: got {flat['train.accumulate']}, expected a divisor of "
+            f"train.batch = {flat['train.batch']}"
+        )
     for key in ("train.steps", "train.stop_after", "eval.examples"):
         if flat[key] is not None:
             _above(key, flat[key], 0)
@@ -178,9 +201,9 @@ def check(config: ConfigDict) -> None:
     if flat["optim.min_lr"] > flat["optim.lr"]:
         got, lr = flat["optim.min_lr"], flat["optim.lr"]
         raise ValueError(f"optim.min_lr: got {got}, expected at most optim.lr = {lr}")
-    if not 0 <= flat["train.label_smoothing"] < 1:
-        got = flat["train.label_smoothing"]
-        raise ValueError(f"train.label_smoothing: got {got}, expected 0 <= it < 1")
+    for key in ("train.label_smoothing", "train.ema", "model.drop_path"):
+        if flat[key] is not None and not 0 <= flat[key] < 1:
+            raise ValueError(f"{key}: got {flat[key]}, expected 0 <= it < 1")
 
 
 def _above(key: str, value: float, low: float) -> None:
@@ -189,8 +212,12 @@ def _above(key: str, value: float, low: float) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys in which two nested configs differ so that one cannot go on as the other."""
-    old, new = flatten(old), flatten(new)
+    """Keys in which two nested configs differ so that one cannot go on as the other.
+
+    A key that an older config does not have yet had what is the default now.
+    """
+    known = flatten(default())
+    old, new = known | flatten(old), known | flatten(new)
     return [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

@@ -38,7 +38,6 @@ def test_a_key_that_no_one_reads_is_refused():
 
 
 OTHER = {  # a value that is not the default, of the key's type
-    "init_from": "runs/a",
     "augment.crop": 4,
     "augment.randaugment": "rand-m9",
     "augment.jitter": 0.4,
@@ -46,8 +45,6 @@ OTHER = {  # a value that is not the default, of the key's type
     "augment.mixup": 0.5,
     "augment.cutmix": 1.0,
     "augment.off_epoch": 200,
-    "optim.name": "sgd",
-    "train.ema": 0.999,
     "train.profile_steps": "10-20",
     "mesh.fsdp": 2,
 }
@@ -147,9 +144,18 @@ def test_what_may_differ_when_resuming():
 
 def test_a_key_of_one_side_only_is_a_difference():
     old, new = _changed(), _changed()
-    old["optim"]["momentum"] = 0.9
+    old["optim"]["heat"] = 0.9
+    new["dtype"] = "bfloat16"
     del old["dtype"]
     assert config.differences(old, new) == [
-        "dtype was None, is 'float32'",
-        "optim.momentum was 0.9, is None",
+        "dtype was 'float32', is 'bfloat16'",
+        "optim.heat was 0.9, is None",
     ]
+
+
+def test_a_key_that_came_later_had_its_default():
+    old, new = _changed(), _changed()
+    del old["optim"]["layer_decay"]
+    assert config.differences(old, new) == []
+    new["optim"]["layer_decay"] = 0.7
+    assert config.differences(old, new) == ["optim.layer_decay was 1.0, is 0.7"]

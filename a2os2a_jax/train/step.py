@@ -22,16 +22,25 @@ PyTree = Any
 
 
 class TrainState(NamedTuple):
-    """step []: steps done; the rest are pytrees of arrays, whole on every device."""
+    """step []: steps done; the rest are pytrees of arrays, whole on every device.
+
+    ema: moving average of `variables`, or None without `train.ema`.
+    """
 
     step: jax.Array
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    ema: PyTree = None
 
     @property
     def variables(self) -> dict[str, PyTree]:
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def judged(self) -> dict[str, PyTree]:
+        """What is evaluated: the average where there is one."""
+        return self.variables if self.ema is None else self.ema
 
 
 def init_state(
