@@ -94,6 +94,10 @@ def main(argv: Sequence[str] = ()) -> int:
     traceback = "--traceback" in argv
     try:
         config, workdir, mode, traceback = parse(argv)
+        if config.get("deterministic"):
+            from a2os2a_jax.train import parallel
+
+            parallel.make_deterministic()
         if config.get("dtype") == "float64":
             import jax
 

@@ -24,6 +24,7 @@ class Columnar(nn.Module):
         logits[t] = Linear(mean of S_L[t] over tokens), logits = mean over t
 
     readout "query": the head reads the last token in place of the mean over tokens.
+    drop_path: of the last block, see `Block`; block l of L, from 1, has l / L of it.
     Spikes are sown in the collection "spikes", and only there.
     Source: Guo et al. 2025, arXiv:2503.00226, eq. 14-17.
     """
@@ -44,6 +45,7 @@ class Columnar(nn.Module):
     mlp_ratio: int
     remat: bool
     dtype: Any
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(
@@ -85,6 +87,7 @@ class Columnar(nn.Module):
                 shortcut=self.shortcut,
                 mlp_ratio=self.mlp_ratio,
                 dtype=dtype,
+                drop_path=self.drop_path * (i + 1) / self.depth,
                 name=f"block_{i}",
             )(s, u, train)
         s = s.astype(jnp.promote_types(dtype, jnp.float32))

@@ -47,6 +47,7 @@ def build(
     readout: str = "mean",
     mlp_ratio: int = 4,
     remat: bool = False,
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """A model by name and size; nothing is computed yet.
 
@@ -72,6 +73,8 @@ def build(
       readout: the head reads the "mean" over tokens, or the last token, "query".
       mlp_ratio: hidden width of the MLP over dim.
       remat: recompute blocks in the backward pass from their spikes, to save memory.
+      drop_path: chance in training that the last block adds nothing to an example,
+        growing linearly up to it; `apply` then takes rngs={"drop_path": key}.
     Returns:
       A flax module: `init(key, images, train=False)`, `apply(variables, images,
       train=False, per_step=False)`, `stream(variables)`.
@@ -100,6 +103,8 @@ def build(
     _one_of("model.stem", stem, STEMS)
     _one_of("model.readout", readout, READOUTS)
     _one_of("model.shortcut", shortcut, SHORTCUTS)
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"model.drop_path: got {drop_path}, expected 0 <= it < 1")
     dtype = jnp.dtype(dtype)
     _one_of("dtype", dtype.name, DTYPES)
     if dtype == jnp.float64 and not jax.config.jax_enable_x64:
@@ -128,6 +133,7 @@ def build(
         mlp_ratio=mlp_ratio,
         remat=remat,
         dtype=dtype,
+        drop_path=drop_path,
     )
 
 

@@ -45,7 +45,10 @@ class Block(nn.Module):
         U  = MLP(S') + U'               shortcut "full"
            = U'                         shortcut "attention"
 
-    Source: Guo et al. 2025, arXiv:2503.00226; the paper leaves the second U open.
+    drop_path: in training, chance that attention, and again that the MLP, adds nothing
+    to an example, at all its steps; else it adds 1 / (1 - drop_path) times as much.
+    Draws from the rng "drop_path". Source: Guo et al. 2025, arXiv:2503.00226, which
+    leaves the second U open; Huang et al. 2016, arXiv:1603.09382, for the dropping.
     """
 
     dim: int
@@ -55,11 +58,18 @@ class Block(nn.Module):
     shortcut: str
     mlp_ratio: int
     dtype: Any
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, s: jax.Array, u: jax.Array, train: bool):
+        drop = nn.Dropout(
+            self.drop_path,
+            (1, 2, 3),
+            deterministic=not train,
+            rng_collection="drop_path",
+        )
         if self.attention["kind"] != "none":
-            u = u + SpikingSelfAttention(
+            attended = SpikingSelfAttention(
                 dim=self.dim,
                 heads=self.heads,
                 options=self.attention,
@@ -67,8 +77,9 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 name="attention",
             )(s, train)
+            u = u + drop(attended)
         s = neuron.make("binary", self.neuron, dtype=self.dtype, name="mid_neuron")(u)
         mlp = MLP(self.mlp_ratio * self.dim, self.neuron, self.dtype, name="mlp")
-        out = mlp(s, train) + u
+        out = drop(mlp(s, train)) + u
         s = neuron.make("binary", self.neuron, dtype=self.dtype, name="out_neuron")(out)
         return s, (out if self.shortcut == "full" else u)

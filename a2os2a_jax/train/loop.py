@@ -89,6 +89,16 @@ def run(
         f"{parameters:,} parameters; {parts.dataset.name}: "
         f"{parts.dataset.train.size:,} training examples; {parts.mesh.size} x {kind}"
     )
+    if c.accumulate > 1:
+        progress.message(
+            f"batch {c.batch} = {c.accumulate} micro-batches of "
+            f"{c.batch // c.accumulate}, which is what batch normalisation sees"
+        )
+    if parts.ema is not None:
+        progress.message(
+            "evaluated is the moving average of weights and BN statistics, decay "
+            f"{parts.ema}; saved are that and the weights themselves"
+        )
     if start:
         progress.message(f"resuming after step {start:,} of {parts.total_steps:,}")
 
@@ -105,7 +115,9 @@ def run(
         train,
         key=step_key,
         augment=parts.augment,
-        label_smoothing=c.label_smoothing,
+        loss=parts.loss,
+        accumulate=c.accumulate,
+        ema=parts.ema,
     )
     whole = parallel.whole(parts.mesh)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
@@ -118,8 +130,8 @@ def run(
     def judge(evaluator: Evaluator, now: int, split: str) -> tuple[dict, dict]:
         """(scores, activity) of the state at step `now`; measured and logged once."""
         if (now, split) not in judged:
-            scores = evaluator(state.variables)
-            activity = evaluator.activity(state.variables)
+            scores = evaluator(state.judged)
+            activity = evaluator.activity(state.judged)
             judged[now, split] = scores, activity
             at = {"step": now, "epoch": now / parts.epoch_steps, "split": split}
             if not any(at.items() <= r.items() and "top5" in r for r in earlier):
@@ -213,6 +225,8 @@ def run(
         "epochs": last / parts.epoch_steps,
         **spent_so_far(),
         "parameters": parameters,
+        "effective_batch": c.batch,
+        "weights": "weights" if parts.ema is None else "average of the weights (EMA)",
     }
     if last < parts.total_steps:
         return result | {"stopped_at": last}

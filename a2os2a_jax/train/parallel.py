@@ -5,6 +5,7 @@ every device. Under jit the batch statistics and the mean loss are those of the 
 batch.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -45,6 +46,26 @@ def check_batch(key: str, batch: int, mesh: Mesh) -> None:
     if batch % mesh.size:
         raise ValueError(
             f"{key}: got {batch}, expected a multiple of {mesh.size}, the devices used"
+        )
+
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def make_deterministic() -> None:
+    """Sums on a GPU keep one order, if called before jax first looks for devices."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if _DETERMINISTIC not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {_DETERMINISTIC}".strip()
+
+
+def check_deterministic(mesh: Mesh) -> None:
+    """ValueError where a GPU was started without the flag; CPU and TPU need none."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if mesh.devices.flat[0].platform == "gpu" and _DETERMINISTIC not in given:
+        raise ValueError(
+            f"deterministic: got XLA_FLAGS={given!r}, expected {_DETERMINISTIC} in it "
+            "before jax starts (the command line sets it)"
         )
 
 

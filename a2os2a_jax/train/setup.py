@@ -14,7 +14,7 @@ from a2os2a_jax import config as configs
 from a2os2a_jax import data as datasets
 from a2os2a_jax.data import augment, pipeline
 from a2os2a_jax.models import build
-from a2os2a_jax.train import optim, parallel, step
+from a2os2a_jax.train import losses, optim, parallel, step
 from a2os2a_jax.train.evaluate import Evaluator, size_of
 
 
@@ -27,12 +27,14 @@ class Parts(NamedTuple):
     tx: optax.GradientTransformation
     rate: optax.Schedule
     augment: augment.Augment | None
+    loss: losses.Loss
+    ema: float | None
     total_steps: int
     epoch_steps: int
 
     def abstract_state(self) -> step.TrainState:
         """Shapes, dtypes and shardings of the state, for `Checkpoints.restore`."""
-        make = functools.partial(step.init_state, self.model, self.tx)
+        make = self._init()
         shapes = jax.eval_shape(make, jax.random.key(0), self._example())
         sharding = parallel.whole(self.mesh)
         return jax.tree.map(
@@ -41,9 +43,12 @@ class Parts(NamedTuple):
 
     def fresh_state(self, key: jax.Array) -> step.TrainState:
         """The initial state, whole on every device."""
-        make = functools.partial(step.init_state, self.model, self.tx)
-        make = jax.jit(make, out_shardings=parallel.whole(self.mesh))
+        make = jax.jit(self._init(), out_shardings=parallel.whole(self.mesh))
         return make(key, self._example())
+
+    def _init(self):
+        how = dict(ema=self.ema is not None)
+        return functools.partial(step.init_state, self.model, self.tx, **how)
 
     def _example(self) -> jax.Array:
         return jnp.zeros((1, *self.dataset.shape), jnp.float32)
@@ -82,7 +87,9 @@ def prepare(config: ConfigDict) -> Parts:
     size_of(dataset.split(config.eval.split), config.eval.examples)
     _check_stem(m.stem, m.timesteps, d.timesteps, dataset)
     mesh = parallel.make_mesh(config.mesh.data)
-    parallel.check_batch("train.batch", t.batch, mesh)
+    if config.deterministic:
+        parallel.check_deterministic(mesh)
+    parallel.check_batch("train.batch / accumulate", t.batch // t.accumulate, mesh)
     model = build(
         m.name,
         m.variant,
@@ -100,6 +107,7 @@ def prepare(config: ConfigDict) -> Parts:
         readout=m.readout,
         mlp_ratio=m.mlp_ratio,
         remat=m.remat,
+        drop_path=m.drop_path,
     )
     epoch_steps = pipeline.steps_per_epoch(dataset.train.size, t.batch)
     total_steps = max(1, round(t.epochs * epoch_steps)) if t.steps is None else t.steps
@@ -109,15 +117,35 @@ def prepare(config: ConfigDict) -> Parts:
         min_lr=o.min_lr,
         warmup_steps=round(o.warmup_epochs * epoch_steps),
         total_steps=total_steps,
+        name=o.schedule,
     )
-    tx = optim.adamw(
-        rate, weight_decay=o.weight_decay, clip=o.clip, frozen=model.frozen
+    tx = optim.make(
+        rate,
+        name=o.name,
+        weight_decay=o.weight_decay,
+        momentum=o.momentum,
+        b2=o.b2,
+        clip=o.clip,
+        frozen=(*model.frozen, *optim.patterns(o.freeze)),
+        layer_decay=o.layer_decay,
     )
+    loss = losses.make(t.loss, smoothing=t.label_smoothing, mse=t.tet_mse)
     a = config.augment
     augmented = augment.build(
         flip=a.flip, shift=a.shift, rotate=a.rotate, zoom=a.zoom, fill=dataset.black
     )
-    parts = Parts(dataset, model, mesh, tx, rate, augmented, total_steps, epoch_steps)
+    parts = Parts(
+        dataset=dataset,
+        model=model,
+        mesh=mesh,
+        tx=tx,
+        rate=rate,
+        augment=augmented,
+        loss=loss,
+        ema=t.ema,
+        total_steps=total_steps,
+        epoch_steps=epoch_steps,
+    )
     parts.abstract_state()  # shapes that do not fit are found by tracing
     if augmented is not None:
         jax.eval_shape(augmented, jax.random.key(0), parts._example())

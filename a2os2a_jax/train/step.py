@@ -44,14 +44,21 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, image: jax.Array
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    ema: bool = False,
 ) -> TrainState:
-    """The state before the first step; `image` is a batch of one, of any values."""
+    """The state before the first step; `image` is a batch of one, of any values.
+
+    ema: keep an average, which starts as what is averaged.
+    """
     variables = model.init(key, image, train=False)
-    params = variables["params"]
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, variables["batch_stats"], tx.init(params)
-    )
+    params, stats = variables["params"], variables["batch_stats"]
+    state = TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params))
+    return state._replace(ema=state.variables) if ema else state
 
 
 def make_train_step(
@@ -62,44 +69,113 @@ def make_train_step(
     *,
     key: jax.Array,
     augment: Augment | None = None,
-    label_smoothing: float = 0.0,
+    loss: losses.Loss | None = None,
+    accumulate: int = 1,
+    ema: float | None = None,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, resident, payload) -> (state, metrics), to be jitted.
 
     Randomness is a function of (key, state.step), so a resumed run draws what the
     uninterrupted one would have drawn. Metrics are scalars: loss (the one minimised),
     accuracy (of the augmented batch), grad_norm (before clipping), lr.
-    """
 
-    def train_step(state: TrainState, resident: PyTree, payload: PyTree):
+    Args:
+      loss: cross entropy of the scores averaged over time by default.
+      accumulate: the batch is taken in so many parts, one after the other, to save
+        memory; the gradient is the mean of theirs. Batch normalisation sees one part at
+        a time, and its running statistics move once for each.
+      ema: decay of the average in `state.ema`, see `average`.
+    """
+    loss = losses.make("cross_entropy") if loss is None else loss
+    how = {"per_step": True} if loss.per_step else {}
+
+    def loss_fn(params, batch_stats, images, labels, drop_key):
+        logits, new = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"drop_path": drop_key},
+            **how,
+        )
+        value = loss.value(logits, labels).mean()
+        answer = logits.mean(1) if loss.per_step else logits
+        accuracy = (answer.argmax(-1) == labels).mean()
+        return value, (accuracy, new["batch_stats"])
+
+    def part(params, batch_stats, resident, payload, key):
+        """(gradient, loss, accuracy, batch_stats) of one micro-batch."""
         batch = split.gather(resident, payload)
         images, labels = batch["image"], batch["label"]
         if augment is not None:
-            images = augment(jax.random.fold_in(key, state.step), images)
-
-        def loss_fn(params):
-            logits, new = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            loss = losses.cross_entropy(logits, labels, label_smoothing).mean()
-            return loss, (logits, new["batch_stats"])
-
+            images = augment(key, images)
+        drop_key = jax.random.fold_in(key, _DROP_PATH)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+        (value, (accuracy, batch_stats)), grads = grad_fn(
+            params, batch_stats, images, labels, drop_key
+        )
+        return (grads, value, accuracy), batch_stats
+
+    def parts(params, batch_stats, resident, payload, key):
+        def body(carry, x):
+            sums, batch_stats = carry
+            i, payload = x
+            new, batch_stats = part(
+                params, batch_stats, resident, payload, jax.random.fold_in(key, i)
+            )
+            return (jax.tree.map(jnp.add, sums, new), batch_stats), None
+
+        many = jax.tree.map(lambda x: _apart(x, accumulate), payload)
+        one = jax.tree.map(lambda x: x[0], many)
+        shapes, _ = jax.eval_shape(part, params, batch_stats, resident, one, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (sums, batch_stats), _ = jax.lax.scan(
+            body, (zeros, batch_stats), (jnp.arange(accumulate), many)
+        )
+        return jax.tree.map(lambda x: x / accumulate, sums), batch_stats
+
+    def train_step(state: TrainState, resident: PyTree, payload: PyTree):
+        step_key = jax.random.fold_in(key, state.step)
+        compute = part if accumulate == 1 else parts
+        (grads, value, accuracy), batch_stats = compute(
+            state.params, state.batch_stats, resident, payload, step_key
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {
-            "loss": loss,
-            "accuracy": (logits.argmax(-1) == labels).mean(),
+            "loss": value,
+            "accuracy": accuracy,
             "grad_norm": optax.tree.norm(grads),
             "lr": jnp.asarray(rate(state.step)),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        if ema is not None:
+            moved = average(state.ema, new.variables, ema, state.step)
+            new = new._replace(ema=moved)
+        return new, metrics
 
     return train_step
+
+
+_DROP_PATH = 0x64726F70  # beyond the size of any batch: augment's keys are below
+
+
+def _apart(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...]: part j has examples j, j + parts, ...
+
+    So every device keeps the examples it has.
+    """
+    x = jnp.asarray(x)
+    return jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)
+
+
+def average(old: PyTree, new: PyTree, decay: float, step: jax.Array) -> PyTree:
+    """d old + (1 - d) new, d = min(decay, (1 + step) / (10 + step)), per array.
+
+    The second term keeps the start from lasting; step counts from 0.
+    """
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, b: a + (1 - d).astype(b.dtype) * (b - a), old, new)
 
 
 def finite(tree: PyTree) -> dict[str, jax.Array]:

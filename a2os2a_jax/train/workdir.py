@@ -75,7 +75,7 @@ def load_trained(
         raise ValueError(
             f"workdir {workdir}: got no checkpoint, expected one that loads"
         )
-    return parts, restored[0], restored[1].variables
+    return parts, restored[0], restored[1].judged
 
 
 def read_json(path: Path) -> dict[str, Any]:

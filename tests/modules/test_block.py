@@ -22,6 +22,26 @@ def close(got, want):
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
+def membranes(batch):
+    """Spikes and membranes [batch, T, N, D]."""
+    rng = np.random.default_rng(0)
+    u = jnp.asarray(rng.normal(0.5, 1, (batch, T, N, D)))
+    return jnp.asarray(rng.uniform(size=u.shape) < 0.3, jnp.float64), u
+
+
+def make(shortcut="full", kind="a2os2a", **options):
+    return Block(
+        dim=D,
+        heads=2,
+        attention=attention.resolve(kind),
+        neuron=neuron.resolve(None),
+        shortcut=shortcut,
+        mlp_ratio=4,
+        dtype=jnp.dtype("float64"),
+        **options,
+    )
+
+
 @pytest.fixture(scope="module")
 def results():
     """{(shortcut, kind): (s, u, (S, U), kept)} in training mode."""
@@ -32,18 +52,9 @@ def results():
         return jnp.asarray(value + (path[-1].key in ("scale", "var")))
 
     with jax.enable_x64(True):
-        u = jnp.asarray(rng.normal(0.5, 1, (B, T, N, D)))
-        s = jnp.asarray(rng.uniform(size=u.shape) < 0.3, jnp.float64)
+        s, u = membranes(B)
         blocks = {
-            (shortcut, kind): Block(
-                dim=D,
-                heads=2,
-                attention=attention.resolve(kind),
-                neuron=neuron.resolve(None),
-                shortcut=shortcut,
-                mlp_ratio=4,
-                dtype=jnp.dtype("float64"),
-            )
+            (shortcut, kind): make(shortcut, kind)
             for shortcut in SHORTCUTS
             for kind in ("a2os2a", "none")
         }
@@ -102,3 +113,55 @@ def test_the_shortcuts_give_the_same_spikes_and_another_membrane(results):
     _, _, (other_s, other_u), _ = results["attention", "a2os2a"]
     np.testing.assert_array_equal(s, other_s)
     assert np.abs(u - other_u).max() > 0.1
+
+
+def test_a_dropped_path_adds_nothing_or_more():
+    """Both branches, each example on its own, at all steps alike."""
+    rate, inputs = 0.25, membranes(64)
+    block = make(drop_path=rate)
+    variables = block.init(KEY, *inputs, False)
+
+    @jax.jit
+    def run(key):
+        return block.apply(
+            variables,
+            *inputs,
+            True,
+            rngs={"drop_path": key},
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=True,
+        )
+
+    _, kept = run(jax.random.key(1))
+    inside = kept["intermediates"]
+    out = {
+        name: tree["__call__"] for name, tree in inside.items() if name != "__call__"
+    }
+    before = [out["attention"][0], out["mlp"][0]]
+    chosen = []
+    for branch, dropped in zip(before, out["Dropout_0"], strict=True):
+        zero = np.all(dropped == 0, axis=(1, 2, 3))
+        np.testing.assert_allclose(
+            dropped[~zero], branch[~zero] / (1 - rate), rtol=1e-6
+        )
+        assert 0.05 < zero.mean() < 0.5
+        chosen.append(zero)
+    assert (chosen[0] != chosen[1]).any()
+    _, again = run(jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, kept, again)
+    _, other = run(jax.random.key(2))
+    seen = other["intermediates"]["Dropout_0"]["__call__"][0]
+    assert (np.all(seen == 0, axis=(1, 2, 3)) != chosen[0]).any()
+
+
+def test_nothing_is_dropped_in_evaluation_or_without_a_rate():
+    inputs = membranes(2)
+    plain, dropping = make(), make(drop_path=0.5)
+    variables = plain.init(KEY, *inputs, False)
+    want = plain.apply(variables, *inputs, False)
+    got = dropping.apply(variables, *inputs, False)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    how = dict(mutable=["batch_stats"])
+    a, _ = plain.apply(variables, *inputs, True, **how)
+    b, _ = make(drop_path=0.0).apply(variables, *inputs, True, **how)
+    jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -253,6 +253,27 @@ def test_each_program_is_traced_once(whole):
     assert whole[4] == {"train": 1, "eval": 2, "activity": 2}
 
 
+def test_nothing_is_compiled_after_the_first_of_its_kind(tmp_path):
+    """Not only traced once: a change of sharding or layout would compile again."""
+    compiled, at = [], {}
+
+    def listen(event, *_, **__):
+        if "compile" in event:
+            compiled.append(event)
+
+    def count(record):
+        at[record["step"], record["split"]] = len(compiled)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run(tmp_path, toy=False, loggers=[count], train__log_steps=1)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert at[1, "train"] > 0 and at[7, "validation"] > at[6, "train"]
+    assert at[1, "train"] == at[6, "train"]
+    assert at[8, "train"] == at[14, "validation"] < at[14, "test"]
+
+
 def test_one_seed_gives_one_result_bit_for_bit(whole, tmp_path):
     run(tmp_path)
     assert_equal_bits(state(tmp_path)[1], state(whole[0])[1])
@@ -335,6 +356,49 @@ def test_stop_after_then_the_same_command_ends_the_same(whole, tmp_path):
     assert result(tmp_path)["test"] == result(whole[0])["test"]
     rate = setup.prepare(config()).rate  # that of the whole run
     assert rates == pytest.approx([float(rate(n)) for n in (1, 3, 4)], rel=1e-5)
+
+
+OPTIONS = dict(
+    train__ema=0.9,
+    train__accumulate=2,
+    train__loss="tet",
+    model__drop_path=0.2,
+    optim__name="lamb",
+    optim__schedule="linear",
+    optim__layer_decay=0.5,
+    optim__freeze="stem/conv_0/kernel",
+)
+
+
+def test_every_option_of_training_survives_a_stop(tmp_path, capsys):
+    def arrays(workdir):
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        abstract = setup.prepare(config(**OPTIONS)).abstract_state()
+        return jax.device_get(checkpoints.restore(abstract)[1])
+
+    short = OPTIONS | dict(eval__epochs=9.0)
+    whole = run(tmp_path / "whole", train__steps=6, **short)
+    said = capsys.readouterr().err
+    assert "batch 32 = 2 micro-batches of 16, which is what batch" in said
+    assert "evaluated is the moving average of weights and BN statistics" in said
+    run(tmp_path / "parts", train__steps=6, train__stop_after=4, **short)
+    parts = run(tmp_path / "parts", train__steps=6, **short)
+    a, b = arrays(tmp_path / "whole"), arrays(tmp_path / "parts")
+    assert_equal_bits(a, b)
+    assert whole["test"] == parts["test"]
+    assert whole["weights"] == "average of the weights (EMA)"
+    assert whole["effective_batch"] == 32
+
+    start = setup.prepare(config(**OPTIONS)).fresh_state(
+        jax.random.split(jax.random.key(0))[0]
+    )
+    still = [tree["stem"]["conv_0"]["kernel"] for tree in (start.params, a.params)]
+    np.testing.assert_array_equal(*still)
+    head = [tree["head"]["kernel"] for tree in (start.params, a.params)]
+    assert np.abs(head[0] - head[1]).max() > 0
+    parts = setup.prepare(config(**OPTIONS))
+    scores = parts.evaluator(config(**OPTIONS), "test")(a.ema)
+    assert scores == whole["test"] != parts.evaluator(config(), "test")(a.variables)
 
 
 @pytest.fixture(scope="module")

@@ -40,3 +40,44 @@ def test_loss_has_the_precision_of_the_logits(x64):
     loss = losses.cross_entropy(logits, jnp.array([0, 1], jnp.int32), 0.1)
     assert loss.dtype == jnp.float64
     np.testing.assert_allclose(loss, np.log(3), rtol=1e-15)
+
+
+def test_tet_by_hand():
+    # two steps of one example, label 0: CE ln 4 and ln 2
+    logits = jnp.array([[[0.0, np.log(3)], [5.0, 5.0]]])
+    entropy = (np.log(4) + np.log(2)) / 2
+    distance = ((1 + (np.log(3) - 1) ** 2) / 2 + 16) / 2
+    got = losses.tet(logits, jnp.array([0]), mse=0.25)
+    np.testing.assert_allclose(got, [0.75 * entropy + 0.25 * distance], rtol=1e-6)
+
+
+def test_tet_of_one_step_without_the_distance_is_cross_entropy():
+    logits = jnp.asarray(LOGITS[:2])
+    labels = jnp.array([0, 1])
+    want = losses.cross_entropy(logits, labels, 0.1)
+    got = losses.tet(logits[:, None], labels, 0.1, mse=0.0)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_tet_is_not_the_loss_of_the_mean():
+    logits = jnp.array([[[4.0, 0.0], [-4.0, 0.0]]])
+    mean = losses.cross_entropy(logits.mean(1), jnp.array([0]))
+    assert losses.tet(logits, jnp.array([0]), mse=0.0) > mean + 1
+
+
+def test_losses_by_name():
+    labels = jnp.array([0, 1])
+    one, many = losses.make("cross_entropy", smoothing=0.2), losses.make("tet", mse=0.5)
+    assert (one.per_step, many.per_step) == (False, True)
+    scores = jnp.asarray(LOGITS[:2])
+    want = losses.cross_entropy(scores, labels, 0.2)
+    np.testing.assert_array_equal(one.value(scores, labels), want)
+    want = losses.tet(scores[:, None], labels, 0.0, 0.5)
+    np.testing.assert_array_equal(many.value(scores[:, None], labels), want)
+
+
+def test_unknown_losses_and_shares_are_refused():
+    with pytest.raises(ValueError, match="train.loss: got 'mse', expected cross_ent"):
+        losses.make("mse")
+    with pytest.raises(ValueError, match="train.tet_mse: got 1.5, expected 0 to 1"):
+        losses.make("tet", mse=1.5)

@@ -20,7 +20,16 @@ from a2os2a_jax import config as configs
 from a2os2a_jax import models
 from a2os2a_jax.data import augment
 from a2os2a_jax.data.sources import fake
-from a2os2a_jax.train import checkpoint, evaluate, loop, metrics, parallel, setup, step
+from a2os2a_jax.train import (
+    checkpoint,
+    evaluate,
+    loop,
+    losses,
+    metrics,
+    parallel,
+    setup,
+    step,
+)
 
 DEVICES, BATCH = (1, 8), 16
 EVALUATIONS = [(7, None), (64, None), (360, None), (64, 37)]  # batch, examples
@@ -53,7 +62,7 @@ def measure() -> dict[str, np.ndarray]:
         data.train,
         key=key,
         augment=moves,
-        label_smoothing=0.1,
+        loss=losses.make("cross_entropy", smoothing=0.1),
     )
 
     def watched(state, resident, payload):

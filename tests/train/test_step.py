@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.modules.norm import BatchNorm
-from a2os2a_jax.train import step
+from a2os2a_jax.train import losses, step
 
 KEY = jax.random.key(3)
 PAYLOAD = np.arange(4, dtype=np.int32)
@@ -57,7 +59,7 @@ def test_state_before_the_first_step(make):
 
 
 def test_one_step_is_loss_gradient_update_and_statistics(make, split):
-    state, train_step = make(label_smoothing=0.2)
+    state, train_step = make(loss=losses.make("cross_entropy", smoothing=0.2))
     new, got = train_step(state, split.resident, PAYLOAD)
 
     def loss_fn(params):  # written out, eager
@@ -183,3 +185,140 @@ def test_finite_names_the_leaf_that_is_not(bad):
         "params/a/w": False,
         "params/b": True,
     }
+
+
+# ---- micro-batches, averages, losses over time, dropped paths
+
+
+def _step(train_step, state, split, payload=PAYLOAD):
+    return jax.device_get(train_step(state, split.resident, payload))
+
+
+class Linear(nn.Module):
+    """[B, 2] -> [B, 3], or [B, T, 3] per step; no batch statistics that matter."""
+
+    @nn.compact
+    def __call__(self, x, train=False, per_step=False):
+        self.variable("batch_stats", "seen", lambda: jnp.zeros(()))
+        y = nn.Dense(3, name="head")(x)
+        steps = jnp.stack([y, -2 * y, 4 * y], axis=1)
+        return steps if per_step else steps.mean(1)
+
+
+def _linear(split, **options):
+    model, tx = Linear(), optax.sgd(0.5)
+    how = dict(ema=options.get("ema") is not None)
+    state = step.init_state(model, tx, jax.random.key(0), jnp.zeros((1, 2)), **how)
+    options = {"key": KEY} | options
+    made = step.make_train_step(model, tx, lambda n: 0.5, split, **options)
+    return state, jax.jit(made)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_without_batch_statistics_parts_are_as_good_as_the_whole(split, parts):
+    state, whole = _linear(split)
+    _, apart = _linear(split, accumulate=parts)
+    (a, m), (b, n) = _step(whole, state, split), _step(apart, state, split)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, (a, m), (b, n))
+    assert a.step == b.step == 1
+
+
+def test_batch_normalisation_sees_one_part_at_a_time(make, split):
+    state, apart = make(accumulate=2)
+    new, got = _step(apart, state, split)
+    _, whole = make()
+    parts = [PAYLOAD[0::2], PAYLOAD[1::2]]  # every device keeps what it has
+    first, a = _step(whole, state, split, parts[0])
+    after = state._replace(batch_stats=first.batch_stats)
+    second, b = _step(whole, after, split, parts[1])
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, new.batch_stats, second.batch_stats)
+    jax.tree.map(
+        lambda got, x, y: close(got, (x + y) / 2),
+        new.params,
+        first.params,
+        second.params,
+    )
+    for name in ("loss", "accuracy"):
+        close(got[name], (a[name] + b[name]) / 2)
+    assert float(got["loss"]) != pytest.approx(
+        float(_step(whole, state, split)[1]["loss"])
+    )
+
+
+def test_every_part_draws_its_own_augmentation(split):
+    def noise(key, images):
+        return jnp.broadcast_to(jax.random.normal(key, ()), images.shape)
+
+    losses_seen = []
+    for parts in (1, 2, 4):
+        state, made = _linear(split, accumulate=parts, augment=noise)
+        losses_seen.append(float(_step(made, state, split)[1]["loss"]))
+    assert len(set(losses_seen)) == 3
+
+
+def test_the_average_by_hand(split):
+    # d = min(decay, (1 + step) / (10 + step)): 1/10, then 2/11, then the decay
+    state, made = _linear(split, ema=0.15)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, state.variables)
+    ema = jax.device_get(state.ema["params"])
+    for d in (0.1, 0.15, 0.15):
+        state, _ = _step(made, state, split)
+        ema = jax.tree.map(lambda a, b, d=d: d * a + (1 - d) * b, ema, state.params)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+        jax.tree.map(close, state.ema["params"], ema)
+    assert state.judged is state.ema and set(state.ema) == set(state.variables)
+
+
+def test_the_average_has_the_statistics_too(make, split):
+    model, tx = Toy(), optax.sgd(0.5)
+    state = step.init_state(model, tx, KEY, jnp.zeros((1, 2)), ema=True)
+    made = step.make_train_step(model, tx, lambda n: 1.0, split, key=KEY, ema=0.9)
+    new, _ = _step(jax.jit(made), state, split)
+    for name in ("mean", "var"):
+        old, now = (s.batch_stats["bn"][name] for s in (state, new))
+        want = 0.1 * old + 0.9 * now
+        got = new.ema["batch_stats"]["bn"][name]
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+        assert np.abs(got - now).max() > 1e-3
+
+
+def test_without_an_average_the_weights_are_judged(make):
+    state, _ = make()
+    assert state.ema is None and state.judged == state.variables
+
+
+def test_the_loss_of_every_step_is_that_of_the_model_per_step(split):
+    loss = losses.make("tet", mse=0.25)
+    state, made = _linear(split, loss=loss)
+    _, got = _step(made, state, split)
+    scores = Linear().apply(state.variables, IMAGES, per_step=True)
+    want = losses.tet(scores, jnp.array(LABELS), mse=0.25).mean()
+    np.testing.assert_allclose(got["loss"], want, rtol=1e-5)
+    right = np.argmax(scores.mean(1), -1) == np.array(LABELS)
+    assert got["accuracy"] == right.mean()
+
+
+class Dropping(nn.Module):
+    """Half of the examples are dropped."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        self.variable("batch_stats", "seen", lambda: jnp.zeros(()))
+        how = dict(deterministic=not train, rng_collection="drop_path")
+        return nn.Dropout(0.5, (1,), **how)(nn.Dense(3, name="head")(x))
+
+
+def test_dropped_paths_are_a_function_of_key_and_step(split):
+    model, tx = Dropping(), optax.sgd(0.5)
+    state = step.init_state(model, tx, jax.random.key(0), jnp.zeros((1, 2)))
+
+    def loss(key, number):
+        made = step.make_train_step(model, tx, lambda n: 0.5, split, key=key)
+        at = state._replace(step=jnp.int32(number))
+        return float(_step(jax.jit(made), at, split)[1]["loss"])
+
+    seen = [loss(KEY, n) for n in range(4)]
+    assert len(set(seen)) > 2
+    assert seen == [loss(KEY, n) for n in range(4)]
