@@ -6,6 +6,7 @@ writes FILE.npz.
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,10 @@ def measure() -> dict[str, np.ndarray]:
         loss=losses.make("cross_entropy", smoothing=0.1),
     )
 
+    in_halves = step.make_train_step(
+        model, tx, lambda n: 1.0, data.train, key=key, augment=moves, accumulate=2
+    )
+
     def watched(state, resident, payload):
         """The step, and what went in and out of its forward pass."""
         images = data.train.gather(resident, payload)["image"]
@@ -86,6 +91,18 @@ def measure() -> dict[str, np.ndarray]:
         assert len(payload.addressable_shards) == count
         assert payload.addressable_shards[0].data.shape == (BATCH // count,)
         resident = parallel.put_whole(data.train.resident, mesh)
+        halves = jax.jit(in_halves, out_shardings=whole)
+        halves = halves.lower(state, resident, payload).compile()
+        new, _ = halves(state, resident, payload)
+        gradient = jax.tree.map(lambda a, b: a - b, start.params, new.params)
+        leaves = [np.ravel(x) for x in jax.tree.leaves((gradient, new.batch_stats))]
+        out[f"halves/{count}"] = np.concatenate(leaves)
+        moved = [  # but for the gradient of max-pooling, which XLA has gather on CPU
+            line
+            for line in halves.as_text().splitlines()
+            if re.search(r"all-(gather|to-all)\(", line) and "_scatter" not in line
+        ]
+        out[f"halves move/{count}"] = np.array(len(moved))
         run = jax.jit(watched, out_shardings=(whole, whole, None))
         new, metrics, seen = run(state, resident, payload)
         for leaf in jax.tree.leaves(new):
@@ -204,6 +221,15 @@ def test_a_training_step_is_the_same_on_1_and_on_8_devices(measured, name):
     assert np.abs(one - eight).max() <= 1e-10 * np.abs(one).max()
 
 
+def test_micro_batches_are_the_same_on_1_and_on_8_devices(measured):
+    """And no example travels: each device takes its share of each part."""
+    one, eight = measured["halves/1"], measured["halves/8"]
+    assert np.abs(one - eight).max() <= 1e-10 * np.abs(one).max()
+    whole = np.concatenate([measured["gradient/1"], measured["statistics/1"]])
+    assert np.abs(one - whole).max() > 1e-3 * np.abs(whole).max()
+    assert measured["halves move/8"] == 0
+
+
 def test_every_example_of_a_batch_is_augmented_in_its_own_way(measured):
     images = measured["images/8"].reshape(BATCH, -1)
     plain = fake.load(size=8, channels=1).train
@@ -284,6 +310,31 @@ def test_put_keeps_values_and_dtypes():
         for name, value in tree.items():
             assert got[name].dtype == value.dtype
             np.testing.assert_array_equal(got[name], value)
+
+
+class OnGpu:
+    """A mesh of one device that says it is a GPU."""
+
+    class devices:
+        class _Device:
+            platform = "gpu"
+
+        flat = (_Device,)
+
+
+def test_determinism_on_a_gpu_needs_the_flag_before_jax_starts(monkeypatch):
+    cpu = parallel.make_mesh(1)  # before the flag: jax ends at one it does not know
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
+    parallel.check_deterministic(cpu)  # which has it anyway
+    with pytest.raises(
+        ValueError, match="deterministic: got XLA_FLAGS='--xla_other=1'"
+    ):
+        parallel.check_deterministic(OnGpu)
+    parallel.make_deterministic()
+    parallel.make_deterministic()
+    wanted = "--xla_other=1 --xla_gpu_deterministic_ops=true"
+    assert os.environ["XLA_FLAGS"] == wanted
+    parallel.check_deterministic(OnGpu)
 
 
 if __name__ == "__main__":
