@@ -131,6 +131,7 @@ def default() -> ConfigDict:
         examples=unset(int),  # the first so many of the split; None for all
         split="test",  # what the end of training is judged on
         epochs=1.0,  # how often the validation split is scored, if there is one
+        layers=False,  # log firing rate and near_threshold of every layer as well
         checkpoint="last",  # of --mode=eval: last, best (on validation), or a step
         average=1,  # last so many checkpoints, whose mean is scored
         ema=True,  # score the average of the weights where there is one

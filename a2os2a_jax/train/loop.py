@@ -135,7 +135,9 @@ def run(
             judged[now, split] = scores, activity
             at = {"step": now, "epoch": now / parts.epoch_steps, "split": split}
             if not any(at.items() <= r.items() and "top5" in r for r in earlier):
-                log(at | scores | {k: _mean(v) for k, v in activity.items()})
+                layers = {"layers": activity} if config.eval.layers else {}
+                means = {k: _mean(v) for k, v in activity.items()}
+                log(at | scores | means | layers)
         return judged[now, split]
 
     def spent_so_far() -> dict[str, float]:

@@ -234,6 +234,18 @@ def test_keys_of_the_result(whole):
     assert found["parameters"] == sum(x.size for x in parameters)
 
 
+def test_layers_are_logged_on_request(tmp_path):
+    run(tmp_path, toy=False, eval__layers=True)
+    judged = [r for r in lines(tmp_path) if r["split"] != "train"]
+    assert len(judged) == 3
+    for record in judged:
+        for name in ("firing_rate", "near_threshold"):
+            assert record["layers"][name].keys() == {"out"}
+            assert record[name] == pytest.approx(record["layers"][name]["out"])
+    activity = result(tmp_path)["activity"]
+    assert activity == judged[-1]["layers"]
+
+
 def test_every_epoch_is_a_permutation_of_its_own(whole):
     seen = [index for name, index in whole[3] if name == "train"]
     assert len(seen) == STEPS
