@@ -129,8 +129,9 @@ def execute(run: Run) -> bool:
     line = [sys.executable, "-m", "a2os2a_jax.main", *run.flags]
     with open(log, "w") as file:
         code = subprocess.run(line, cwd=ROOT, stdout=file, stderr=file).returncode
-    if code:
-        print(f"{run.name}: exit {code}, see {log.relative_to(ROOT)}", flush=True)
+    if code or not (run.workdir / "result.json").exists():  # a stopped run exits with 0
+        state = f"exit {code}" if code else "stopped before its end"
+        print(f"{run.name}: {state}, see {log.relative_to(ROOT)}", flush=True)
         return False
     result = json.loads((run.workdir / "result.json").read_text())
     lines = (run.workdir / "metrics.jsonl").read_text().splitlines()

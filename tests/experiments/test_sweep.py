@@ -149,6 +149,13 @@ def test_a_failure_is_reported_and_files_nothing(script, monkeypatch, capsys):
     )
 
 
+def test_a_run_that_was_stopped_is_no_result(script, monkeypatch, capsys):
+    stopped = type("Done", (), {"returncode": 0})
+    monkeypatch.setattr(script.subprocess, "run", lambda *_, **__: stopped)
+    assert script.main([RECALL, "--seeds=1", "--name=s"]) == 1
+    assert "seed=0: stopped before its end, see" in capsys.readouterr().out
+
+
 def test_a_wrong_setting_is_found_before_anything_runs(script, capsys):
     assert script.main([RECALL, "--set", "optim.lrr=1"]) == 1
     assert "'lrr'" in capsys.readouterr().err
