@@ -66,3 +66,11 @@ def load(
     if "seed" in honoured:
         given["seed"] = seed
     return source(**given)
+
+
+def takes(name: str) -> tuple[str, ...]:
+    """The arguments of `load` that the set of this name honours; () if unknown."""
+    module = SOURCES.get(name, SOURCES.get(name.split(":")[0]))
+    if module is None:
+        return ()
+    return tuple(inspect.signature(importlib.import_module(module).load).parameters)

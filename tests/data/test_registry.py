@@ -45,7 +45,7 @@ def test_unknown_names_list_what_there_is():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("digits", {"size": 16}),
+        ("digits", {"size": 7}),
         ("digits", {"classes": 5}),
         ("digits", {"timesteps": 4}),
         ("digits", {"pairs": 4}),
@@ -61,6 +61,12 @@ def test_nothing_is_silently_ignored(name, options):
     (key,) = options
     with pytest.raises(ValueError, match=key):
         data.load(name, **options)
+
+
+def test_what_a_source_takes_is_what_it_honours():
+    assert "size" in data.takes("digits") and "pairs" not in data.takes("digits")
+    assert "pairs" in data.takes("recall") and "size" not in data.takes("recall")
+    assert data.takes("birds") == data.takes("birds:here") == ()
 
 
 def test_importing_the_wing_imports_no_source_and_no_heavy_package():

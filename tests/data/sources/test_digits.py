@@ -2,6 +2,7 @@ import builtins
 import hashlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,6 +84,38 @@ def test_gather_normalises():
     )
 
 
+def _images(size, count=5):
+    split = digits.load(size=size).test
+    index = split.fetch(np.arange(count))
+    return np.asarray(split.gather(split.resident, index)["image"])
+
+
+def test_of_its_own_size_an_image_is_bit_for_bit_what_is_stored():
+    stored = jnp.asarray(digits.load().test.resident[0][:5])
+    want = (stored / 16 - 0.3047) / 0.3759
+    np.testing.assert_array_equal(_images(8), want)
+
+
+def _enlarged(image, size):
+    """[8, 8] -> [size, size] between pixel centres, written out; edges go on."""
+    at = np.clip((np.arange(size) + 0.5) * 8 / size - 0.5, 0, 7)
+    low = np.minimum(at.astype(int), 6)
+    part = at - low
+    rows = image[low] * (1 - part)[:, None] + image[low + 1] * part[:, None]
+    return rows[:, low] * (1 - part) + rows[:, low + 1] * part
+
+
+@pytest.mark.parametrize("size", [9, 16, 20])
+def test_a_larger_image_is_interpolated_and_adds_nothing(size):
+    data = digits.load(size=size)
+    assert data.shape == (size, size, 1)
+    assert data.test.resident[0].shape == (360, 8, 8, 1)  # enlarged on the device
+    got, stored = _images(size), _images(8)
+    assert got.shape == (5, size, size, 1)
+    for image, small in zip(got[..., 0], stored[..., 0], strict=True):
+        np.testing.assert_allclose(image, _enlarged(small, size), atol=1e-5)
+
+
 def test_order_of_the_seed_reaches_every_training_image():
     data = digits.load()
     seen = [
@@ -93,8 +126,13 @@ def test_order_of_the_seed_reaches_every_training_image():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="got size 16 and 10 classes, expected 8"):
-        digits.load(size=16)
+    for options, got in (
+        ({"size": 7}, "size 7 and 10"),
+        ({"classes": 9}, "size 8 and 9"),
+    ):
+        message = f"got {got} classes, expected at least 8 and 10"
+        with pytest.raises(ValueError, match=message):
+            digits.load(**options)
     with pytest.raises(ValueError, match="got 1437 examples, expected 0 to 1436"):
         digits.load(validation=1437)
 
