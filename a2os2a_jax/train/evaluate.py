@@ -23,6 +23,46 @@ def size_of(split: pipeline.Split, examples: int | None) -> int:
     return size
 
 
+def summary(sums: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What is written of an evaluation, from the sums of `step.make_report_step`.
+
+    Returns:
+      accuracy, top5, loss, count: as `Evaluator.__call__` gives them.
+      any_time: T accuracies, after 1 to T steps; the last is accuracy.
+      ece: expected calibration error, sum over bins of count_b / count times
+        |accuracy_b - confidence_b|. Source: Guo et al. 2017, arXiv:1706.04599.
+      bins: {"count", "accuracy", "confidence"}, a list each, over bins of the
+        confidence of equal width; None in an empty bin.
+      per_class: C accuracies, None for a class without examples.
+      confusion: C lists of C counts, a row for each label, a column for each answer.
+    """
+    count = int(sums["count"])
+    any_time = (sums["correct"] / count).tolist()
+    confusion = sums["confusion"]
+    bins = {
+        "count": sums["bin_count"].tolist(),
+        "accuracy": _shares(sums["bin_correct"], sums["bin_count"]),
+        "confidence": _shares(sums["bin_confidence"], sums["bin_count"]),
+    }
+    gaps = np.abs(sums["bin_correct"] - sums["bin_confidence"])
+    return {
+        "accuracy": any_time[-1],
+        "top5": int(sums["correct5"]) / count,
+        "loss": float(sums["loss"]) / count,
+        "count": count,
+        "any_time": any_time,
+        "ece": float(gaps.sum() / count),
+        "bins": bins,
+        "per_class": _shares(confusion.diagonal(), confusion.sum(1)),
+        "confusion": confusion.tolist(),
+    }
+
+
+def _shares(part: np.ndarray, of: np.ndarray) -> list[float | None]:
+    """part / of, None where nothing is."""
+    return [float(p / n) if n else None for p, n in zip(part, of, strict=True)]
+
+
 class Evaluator:
     """Scores variables of `model` on `split`; compiles once.
 
@@ -50,26 +90,31 @@ class Evaluator:
         self._score = jax.jit(
             step.make_eval_step(model, split), out_shardings=parallel.whole(mesh)
         )
+        self._report = jax.jit(
+            step.make_report_step(model, split), out_shardings=parallel.whole(mesh)
+        )
         self._activity = jax.jit(
             step.make_activity_step(model, split), out_shardings=parallel.whole(mesh)
         )
 
     def __call__(self, variables: Any) -> dict[str, float]:
         """{"accuracy", "top5" (fractions), "loss", "count"} over the whole split."""
-        sums: dict[str, Any] = {}
-        for indices, mask in pipeline.padded_batches(self.size, self._batch):
-            payload = self._send(self._split.fetch, indices)
-            mask = self._send(lambda x: x, mask)
-            new = self._score(variables, self._resident, payload, mask)
-            sums = jax.tree.map(lambda a, b: a + b, sums, new) if sums else new
-        total = {k: float(v) for k, v in jax.device_get(sums).items()}
-        count = total["count"]
+        total = self._sum(self._score, variables)
+        count = int(total["count"])
         return {
-            "accuracy": total["correct"] / count,
-            "top5": total["correct5"] / count,
-            "loss": total["loss"] / count,
-            "count": int(count),
+            "accuracy": int(total["correct"]) / count,
+            "top5": int(total["correct5"]) / count,
+            "loss": float(total["loss"]) / count,
+            "count": count,
         }
+
+    def report(self, variables: Any) -> dict[str, Any]:
+        """All that one pass over the whole split tells; see `summary`.
+
+        For models whose `apply` takes per_step. The logits are the mean of those of the
+        steps, so that the loss may differ from `__call__`'s in the last digits.
+        """
+        return summary(self._sum(self._report, variables))
 
     def activity(self, variables: Any) -> dict[str, dict[str, float]]:
         """{"firing_rate", "near_threshold"} of every layer, over the first batch.
@@ -81,6 +126,21 @@ class Evaluator:
         mask = self._send(lambda x: x, mask)
         rates = self._activity(variables, self._resident, payload, mask)
         return jax.tree.map(float, jax.device_get(rates))
+
+    def _sum(self, score: Callable, variables: Any) -> dict[str, np.ndarray]:
+        """Sums of `score` over the split: counts on the device, the rest in float64."""
+        counts: dict[str, Any] = {}
+        rest: list[dict[str, jax.Array]] = []
+        for indices, mask in pipeline.padded_batches(self.size, self._batch):
+            payload = self._send(self._split.fetch, indices)
+            mask = self._send(lambda x: x, mask)
+            new = score(variables, self._resident, payload, mask)
+            exact = {k: v for k, v in new.items() if v.dtype.kind == "i"}
+            counts = {k: counts[k] + v if counts else v for k, v in exact.items()}
+            rest.append({k: v for k, v in new.items() if k not in exact})
+        rows = jax.device_get(rest)
+        floats = {k: sum(np.float64(row[k]) for row in rows) for k in rows[0]}
+        return jax.device_get(counts) | floats
 
     def _send(self, fetch: Callable[[np.ndarray], Any], indices: np.ndarray) -> Any:
         return parallel.put_batch(fetch(parallel.local_part(indices)), self._mesh)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from a2os2a_jax.analysis import rates
@@ -19,6 +20,7 @@ from a2os2a_jax.data.pipeline import Split
 from a2os2a_jax.train import losses
 
 PyTree = Any
+BINS = 15  # of the confidence, as in Guo et al. 2017, arXiv:1706.04599
 
 
 class TrainState(NamedTuple):
@@ -208,11 +210,62 @@ def make_eval_step(
             "correct": hits[:, 0],
             "correct5": hits.any(-1),
             "loss": losses.cross_entropy(logits, labels),
-            "count": jnp.ones_like(mask),
+            "count": mask > 0,
         }
         return {k: jnp.where(mask > 0, v, 0).sum() for k, v in each.items()}
 
     return eval_step
+
+
+def make_report_step(
+    model: nn.Module, split: Split
+) -> Callable[[PyTree, PyTree, PyTree, jax.Array], dict[str, jax.Array]]:
+    """(variables, resident, payload, mask [B]) -> sums over the examples with mask 1.
+
+    One pass, with the scores of every step. The answer after t steps is the mean of
+    the scores of steps 1 to t; everything but `correct` is of the last.
+
+    Sums, counts as integers:
+      correct [T]: after 1 to T steps.
+      correct5 [], loss [], count []: as in `make_eval_step`.
+      confusion [C, C]: examples of label (row) that were taken for class (column).
+      bin_count, bin_correct, bin_confidence [BINS]: by the softmax of the best class,
+        bin i being (i / BINS, (i + 1) / BINS].
+    """
+
+    def report_step(variables, resident, payload, mask):
+        batch = split.gather(resident, payload)
+        scores = model.apply(variables, batch["image"], train=False, per_step=True)
+        labels, kept = batch["label"], mask > 0
+        _, steps, classes = scores.shape
+        so_far = jnp.cumsum(scores, 1) / jnp.arange(1, steps + 1)[None, :, None]
+        answers = so_far.argmax(-1)  # [B, T]
+        logits, answer = so_far[:, -1], answers[:, -1]
+        right = (answers == labels[:, None]) & kept[:, None]
+        best = jax.lax.top_k(logits, min(5, classes))[1]
+        confidence = jax.nn.softmax(logits).max(-1)
+        edges = np.arange(1, BINS) / BINS  # by numpy: rounded once, to the nearest
+        edges = jnp.asarray(edges, confidence.dtype)
+        which = jnp.searchsorted(edges, confidence)  # how many lie below
+
+        def binned(values):
+            return jnp.zeros(BINS, values.dtype).at[which].add(values)
+
+        count = kept.astype(jnp.int32)
+        confusion = jnp.zeros((classes, classes), jnp.int32)
+        loss = losses.cross_entropy(logits, labels)
+        return {
+            "correct": right.sum(0),
+            "correct5": ((best == labels[:, None]).any(-1) & kept).sum(),
+            "loss": jnp.where(kept, loss, 0).sum(),
+            "count": count.sum(),
+            "confusion": confusion.at[labels, answer].add(count),
+            "bin_count": binned(count),
+            "bin_correct": binned(right[:, -1].astype(jnp.int32)),
+            "bin_confidence": binned(jnp.where(kept, confidence, 0)),
+        }
+
+    return report_step
 
 
 def make_activity_step(
