@@ -243,8 +243,10 @@ class Checkpoints:
         if jax.process_index() == 0:
             _write_sums(self.directory / str(step))
 
-    def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """The latest checkpoint that loads.
+    def restore(
+        self, abstract_state: Any, step: int | None = None
+    ) -> tuple[int, Any] | None:
+        """The latest checkpoint that loads, or that of `step` if it does.
 
         Steps that do not load are reported, kept in `skipped`, and passed over.
 
@@ -260,7 +262,8 @@ class Checkpoints:
         """
         self.skipped = {}
         target = jax.tree.map(_abstract, abstract_state)
-        for step in reversed(self.steps()):
+        steps = self.steps() if step is None else [step]
+        for step in reversed(steps):
             try:
                 about = self._about(step)
                 _verify(self.directory / str(step))
@@ -283,6 +286,12 @@ class Checkpoints:
                 )
             return step, state
         return None
+
+    def best(self) -> int | None:
+        """The step whose meta has the highest "score"; None if none has one."""
+        scores = {step: self.meta(step).get("score") for step in self.steps()}
+        scores = {step: score for step, score in scores.items() if score is not None}
+        return max(scores, key=scores.get, default=None)
 
     def meta(self, step: int) -> dict:
         """The `meta` given to `save` at `step`.
