@@ -54,13 +54,13 @@ def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     return None
 
 
-def load_trained(
+def open_run(
     config: ConfigDict, workdir: str | os.PathLike
-) -> tuple[Parts, int, dict[str, Any]]:
-    """(parts, step, variables) of the last checkpoint of a run.
+) -> tuple[Parts, Checkpoints]:
+    """What the config of a run describes, and the checkpoints of the run.
 
     Raises:
-      ValueError: no run of this config is there, or it has no checkpoint that loads.
+      ValueError: no run of this config is there.
     """
     workdir = Path(workdir)
     if not (workdir / "config.json").exists():
@@ -69,7 +69,18 @@ def load_trained(
         )
     parts = prepare(config)
     claim(workdir, config)
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    return parts, Checkpoints(workdir / "checkpoints")
+
+
+def load_trained(
+    config: ConfigDict, workdir: str | os.PathLike
+) -> tuple[Parts, int, dict[str, Any]]:
+    """(parts, step, variables) of the last checkpoint of a run.
+
+    Raises:
+      ValueError: no run of this config is there, or it has no checkpoint that loads.
+    """
+    parts, checkpoints = open_run(config, workdir)
     restored = checkpoints.restore(parts.abstract_state())
     if restored is None:
         raise ValueError(
