@@ -1,29 +1,168 @@
-"""--mode=eval: the last checkpoint of a run, scored on a split."""
+"""--mode=eval: a trained run, scored in full on a split; the keys are `eval.*`."""
 
-import json
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from a2os2a_jax.train import metrics, trained
 from a2os2a_jax.train import workdir as workdirs
+
+CLASSES = 100  # with more, the confusion matrix is neither written nor drawn
+_STEPS = 12  # accuracies of the any-time line, at most
+_WORST = 3
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    """Scores `eval.split`, prints them, adds a line to DIR/evaluations.jsonl."""
-    parts, step, variables = workdirs.load_trained(config, workdir)
-    scores = parts.evaluator(config, config.eval.split)(variables)
-    record = {"step": step, "split": config.eval.split, **scores}
-    record |= {"commit": workdirs.commit(), "device": workdirs.device(parts.mesh)}
-    path = Path(workdir) / "evaluations.jsonl"
+    """Scores `eval.split`, prints it, adds a line to DIR/evaluations.jsonl, draws it.
+
+    Returns:
+      The line: what was scored and how, then `train.evaluate.summary` of it.
+    Raises:
+      ValueError: an option that does not fit the run; see `trained.load`.
+      FloatingPointError: the loss is not finite; nothing is written.
+    """
+    folder = Path(workdir)
+    found = trained.load(config, folder)
+    report = found.parts.evaluator(config, config.eval.split).report(found.variables)
+    step, split = found.steps[-1], config.eval.split
+    if not math.isfinite(report["loss"]):
+        raise FloatingPointError(
+            f"step {step}, {split}: loss is {report['loss']}, expected a finite "
+            "number; eval.checkpoint takes another step"
+        )
+    dataset = found.parts.dataset
+    record = {
+        "step": step,
+        "split": split,
+        "checkpoint": config.eval.checkpoint,
+        "steps": list(found.steps),  # of the checkpoints whose mean is scored
+        "weights": found.weights,
+        "data": dataset.name,
+        "size": dataset.shape[-2] if config.model.stem == "sps" else None,
+        "timesteps": len(report["any_time"]),
+        "changed": found.changed,  # against the training
+        "commit": workdirs.commit(),
+        "device": workdirs.device(found.parts.mesh),
+        **report,
+    }
+    names = dataset.class_names or tuple(map(str, range(dataset.classes)))
+    print(table(record, names))
     if jax.process_index() == 0:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    print(
-        f"step {step}, {config.eval.split}: accuracy {100 * scores['accuracy']:.2f} %, "
-        f"top-5 {100 * scores['top5']:.2f} %, loss {scores['loss']:.4f}, "
-        f"{scores['count']:,} examples"
+        _write(record, names, tag(config, found), folder)
+        print(_next(config))
+    return record
+
+
+def tag(config: ConfigDict, found: trained.Trained) -> str:
+    """step4-test-T8-16px: step, split, and all that is not as in the training."""
+    how = {
+        "average": "mean_of_{}",
+        "ema": "without_ema",
+        "data": "{}",
+        "timesteps": "T{}",
+        "size": "{}px",
+    }
+    parts = [f"step{found.steps[-1]}", config.eval.split]
+    parts += [how[key].format(value) for key, value in found.changed.items()]
+    if config.eval.examples is not None:
+        parts.append(f"first{config.eval.examples}")
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+
+
+def table(record: dict[str, Any], names: Sequence[str]) -> str:
+    """A few lines for people."""
+    of, steps = record["weights"], record["steps"]
+    if len(steps) > 1:
+        listed = ", ".join(map(str, steps))
+        of += f", mean of {len(steps)} checkpoints: steps {listed}"
+    at = f" at {record['size']}x{record['size']}" if record["size"] else ""
+    any_time = record["any_time"]
+    rows = [
+        ("scored", f"{of}; {record['data']}{at}, T = {record['timesteps']}"),
+        ("calibration", f"ECE {100 * record['ece']:.2f} %"),
+        (f"after 1..{len(any_time)} steps", _any_time(any_time)),
+        ("worst classes", _worst(record, names)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    head = (
+        f"step {record['step']}, {record['split']}: accuracy "
+        f"{100 * record['accuracy']:.2f} %, top-5 {100 * record['top5']:.2f} %, loss "
+        f"{record['loss']:.4f}, {record['count']:,} examples"
+    )
+    return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+
+def _any_time(accuracies: Sequence[float]) -> str:
+    count = len(accuracies)
+    if count <= _STEPS:
+        return ", ".join(f"{100 * a:.2f}" for a in accuracies) + " %"
+    some = np.unique(np.linspace(1, count, _STEPS).round().astype(int))
+    return ", ".join(f"{t}: {100 * accuracies[t - 1]:.2f}" for t in some) + " %"
+
+
+def _worst(record: dict[str, Any], names: Sequence[str]) -> str:
+    sizes = np.sum(record["confusion"], 1)
+    scored = [(a, i) for i, a in enumerate(record["per_class"]) if a is not None]
+    return ", ".join(
+        f"{names[i]} ({100 * a:.2f} % of {sizes[i]:,})"
+        for a, i in sorted(scored)[:_WORST]
+    )
+
+
+def _write(
+    record: dict[str, Any], names: Sequence[str], tag: str, folder: Path
+) -> None:
+    """A line and figures; a figure that is there already is kept."""
+    few = len(names) <= CLASSES
+    path = folder / "evaluations.jsonl"
+    metrics.JsonLines(path)(
+        {k: v for k, v in record.items() if few or k != "confusion"}
     )
     print(f"wrote a line to {path}")
-    return record
+    try:
+        import matplotlib  # noqa: F401
+
+        from a2os2a_jax.analysis import plots
+    except ImportError:
+        print("no figures: matplotlib is not installed (pip install matplotlib)")
+        return
+    of = f"{record['data']}, {tag.replace('-', ', ')}"
+    ways = {  # name -> what draws it
+        "confusion": lambda path: plots.confusion(
+            record["confusion"], path, names, title=f"Confusion: {of}"
+        ),
+        "reliability": lambda path: plots.reliability(
+            record["bins"], path, title=f"Reliability: {of}"
+        ),
+        "any_time": lambda path: plots.any_time(
+            record["any_time"], path, title=f"Any-time accuracy: {of}"
+        ),
+    }
+    if not few:
+        print(f"no confusion matrix of {len(names):,} classes, at most {CLASSES}")
+        del ways["confusion"]
+    for name, draw in ways.items():
+        path = folder / "figures" / f"{name}_{tag}.png"
+        if path.exists():
+            print(f"kept  {path}, which is there already")
+        else:
+            draw(path)
+            print(f"wrote {path}")
+
+
+def _next(config: ConfigDict) -> str:
+    """What may come after, and where one may choose."""
+    where = "on --config.eval.split=validation"
+    if not config.data.validation:
+        where = "on a validation split (train with\n      --config.data.validation=N)"
+    return (
+        "next: --config.eval.timesteps=N scores it at another T, and\n"
+        "      --config.eval.average=K the mean of its last K checkpoints. Nothing is\n"
+        f"      chosen on test: choose {where}"
+    )
