@@ -20,6 +20,7 @@ from a2os2a_jax.train import metrics, parallel, step
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.evaluate import Evaluator
 from a2os2a_jax.train.setup import prepare
+from a2os2a_jax.train.trained import EMA, PLAIN
 from a2os2a_jax.train.workdir import claim, commit, device, versions, write_json
 
 
@@ -228,7 +229,7 @@ def run(
         **spent_so_far(),
         "parameters": parameters,
         "effective_batch": c.batch,
-        "weights": "weights" if parts.ema is None else "average of the weights (EMA)",
+        "weights": PLAIN if parts.ema is None else EMA,  # those that are scored
     }
     if last < parts.total_steps:
         return result | {"stopped_at": last}
