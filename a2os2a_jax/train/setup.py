@@ -89,7 +89,8 @@ def prepare(config: ConfigDict) -> Parts:
     mesh = parallel.make_mesh(config.mesh.data)
     if config.deterministic:
         parallel.check_deterministic(mesh)
-    parallel.check_batch("train.batch / accumulate", t.batch // t.accumulate, mesh)
+    key = "train.batch" + (" / accumulate" if t.accumulate > 1 else "")
+    parallel.check_batch(key, t.batch // t.accumulate, mesh)
     model = build(
         m.name,
         m.variant,
