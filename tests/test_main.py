@@ -285,6 +285,9 @@ def test_every_config_smokes(name, tmp_path, capfd, quick_compilation):
     assert "\r" not in out + err and "it/s" not in out + err
     first, *rest = err.splitlines()
     assert f"{result['parameters']:,} parameters" in first
+    table = [line.partition(" ")[0] for line in rest].index("axes:") + 1
+    assert f"total: {result['parameters']:,} parameters" in rest[table - 2]
+    rest = rest[table:]
     assert rest and all(line.startswith("step ") for line in rest), err
     accuracy = f"{100 * result['test']['accuracy']:.2f} %"
     assert accuracy in out and str(workdir) in out and "next: " in out
@@ -317,7 +320,8 @@ def test_the_program_trains_in_float64(tmp_path):
         XLA_FLAGS="--xla_backend_optimization_level=0",  # compiles in half the time
     )
     assert found.returncode == 0, found.stderr
-    assert [line[:5] for line in found.stderr.splitlines()] == ["colum", "step "]
+    lines = [line[:5] for line in found.stderr.splitlines()]
+    assert lines[:2] == ["colum", "layer"] and lines[-2:] == ["axes:", "step "]
     assert "\r" not in found.stdout + found.stderr
     tree = (workdir / "checkpoints/2/_CHECKPOINT_METADATA").read_text()
     leaves = json.loads(tree)["custom_metadata"]["leaves"]

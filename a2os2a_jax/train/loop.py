@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
+from a2os2a_jax.analysis import summary
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.train import metrics, parallel, step
 from a2os2a_jax.train.checkpoint import Checkpoints
@@ -102,6 +103,8 @@ def run(
         )
     if start:
         progress.message(f"resuming after step {start:,} of {parts.total_steps:,}")
+    elif main_process:
+        progress.message(summary.text(parts.layers(config)))
 
     def log(record: dict[str, Any]) -> None:
         for logger in loggers:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import data as datasets
+from a2os2a_jax.analysis import summary
 from a2os2a_jax.data import augment, pipeline
 from a2os2a_jax.models import build
 from a2os2a_jax.train import losses, optim, parallel, step
@@ -52,6 +53,11 @@ class Parts(NamedTuple):
 
     def _example(self) -> jax.Array:
         return jnp.zeros((1, *self.dataset.shape), jnp.float32)
+
+    def layers(self, config: ConfigDict) -> list[summary.Layer]:
+        """The layers of the model, for `summary.text`."""
+        frozen = optim.patterns(config.optim.freeze)
+        return summary.layers(self.model, self.dataset.shape, frozen)
 
     def evaluator(self, config: ConfigDict, split: str) -> Evaluator:
         c = config.eval

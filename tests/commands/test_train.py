@@ -87,6 +87,16 @@ def test_a_stopped_run_says_how_to_go_on(toy, tmp_path, capsys):
     assert not (tmp_path / "figures").exists()
 
 
+def test_the_layers_are_shown_when_a_run_starts_and_not_again(toy, tmp_path, capsys):
+    layers = "Dense_0  linear  [B, 10]         170  16x10 + 10"
+    train.run(_config(train__stop_after=3), tmp_path)
+    err = capsys.readouterr().err
+    assert layers in err and "total: 170 parameters\n" in err
+    train.run(_config(), tmp_path)
+    err = capsys.readouterr().err
+    assert "resuming after step 3" in err and "total: " not in err
+
+
 def test_a_finished_run_is_reported_whatever_may_differ(toy, tmp_path, capsys):
     train.run(_config(), tmp_path)
     scores = json.loads((tmp_path / "result.json").read_text())["test"]
