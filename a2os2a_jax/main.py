@@ -1,21 +1,51 @@
-"""Spiking transformers with addition-only attention: train and evaluate them.
+"""Spiking transformers with addition-only attention: plan, train and judge them.
 
-    python -m a2os2a_jax.main --config=FILE[:arg] --workdir=DIR [--mode=train|eval]
+    python -m a2os2a_jax.main --config=FILE[:arg] --workdir=DIR [--mode=MODE]
                               [--config.key=value ...] [--traceback]
+    python -m a2os2a_jax.main --help [--mode=MODE]
+    python -m a2os2a_jax.main --list
 
 --config      a file in configs/; with :smoke the same program on made-up data
 --workdir     where the run lives; the same command again goes on where it stopped
---mode        train (default) or eval
+--mode        what to do with it, see below; train if it is left out
 --config.…    overrides one key, as in --config.optim.lr=1e-3; the keys with their
               meaning are in a2os2a_jax/config.py
+--list        models, attentions, data sets, optimizers, configs: all that can be named
 --traceback   on an error, show where it came from
 
+--mode=train  trains, or goes on, or reports a run that is finished
+    keys      data.* model.* augment.* optim.* train.* mesh.* seed dtype deterministic
+              init_from; eval.split eval.examples eval.epochs eval.batch eval.layers
+    writes    DIR: config.json, metrics.jsonl, checkpoints/, tensorboard/, and at the
+              end result.json and figures/
+    next      --mode=eval
+
+--mode=eval   scores a trained run on a split
+    keys      eval.split eval.examples eval.batch eval.checkpoint eval.average eval.ema
+              eval.data eval.timesteps eval.size; the others as in training
+    writes    a line to DIR/evaluations.jsonl, and DIR/figures/: confusion matrix,
+              reliability, accuracy at every time step
+    next      the same at another T, or the mean of the last checkpoints
+
+--mode=probe  fits a linear classifier to a run's features, from a few labelled examples
+    keys      eval.shots eval.draws eval.split eval.examples eval.batch eval.checkpoint
+              eval.ema eval.data eval.timesteps eval.size; the others as in training
+    writes    a line to DIR/evaluations.jsonl
+    next      --mode=train with --config.init_from=DIR and another workdir
+
+--mode=plan   shows what training would be: layers, steps, learning rate, memory
+    keys      as in training
+    writes    nothing, and needs no workdir; with one it says how far the run there is
+    next      --mode=train
+
 Examples:
+    python -m a2os2a_jax.main --config=configs/digits.py --mode=plan
     python -m a2os2a_jax.main --config=configs/digits.py --workdir=runs/digits
     python -m a2os2a_jax.main --config=configs/imagenet.py:smoke --workdir=runs/smoke
 """
 
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -24,21 +54,35 @@ from absl import flags
 MODES = {  # mode -> module with run(config, workdir)
     "train": "a2os2a_jax.commands.train",
     "eval": "a2os2a_jax.commands.eval",
+    "probe": "a2os2a_jax.commands.probe",
+    "plan": "a2os2a_jax.commands.plan",
 }
-LATER = (
-    "preview",
-    "certify",
-    "energy",
-    "figures",
-    "export",
-    "predict",
-    "plan",
-    "bench",
-)
+NO_WORKDIR = ("plan",)  # modes that need none, and then get None
+LATER = ("preview", "certify", "energy", "figures", "export", "predict", "bench")
+
+
+def usage(mode: str | None = None) -> str:
+    """The text of --help: all of it, or the part on one mode.
+
+    Raises:
+      ValueError: a mode that is not built.
+    """
+    if mode is None:
+        return f"{__doc__}\nModes not built yet: {', '.join(LATER)}\n"
+    _known(mode)
+    return re.search(rf"^--mode={mode} .*?\n\n", __doc__, re.M | re.S)[0]
+
+
+def _known(mode: str) -> None:
+    if mode not in MODES:
+        state = "not built yet" if mode in LATER else "unknown"
+        *most, last = MODES
+        expected = f"{', '.join(most)} or {last}"
+        raise ValueError(f"--mode: {mode!r} is {state}, expected {expected}")
 
 
 def parse(argv: Sequence[str]):
-    """(config, workdir, mode, traceback) of a command line.
+    """(config, workdir, mode, traceback) of a command line; workdir may be None.
 
     Raises:
       ValueError: names what was got and what was expected.
@@ -75,24 +119,24 @@ def parse(argv: Sequence[str]):
     if not isinstance(config, ConfigDict):
         got = config_flags.get_config_filename(values["config"])
         raise ValueError(f"--config: got {got}, expected a file as configs/digits.py")
-    if values.workdir is None:
+    _known(values.mode)
+    if values.workdir is None and values.mode not in NO_WORKDIR:
         raise ValueError("--workdir: got none, expected a directory for the run")
-    if values.mode not in MODES:
-        state = "not built yet" if values.mode in LATER else "unknown"
-        raise ValueError(
-            f"--mode: {values.mode!r} is {state}, expected {' or '.join(MODES)}"
-        )
     return config, values.workdir, values.mode, values.traceback
 
 
 def main(argv: Sequence[str] = ()) -> int:
     """Runs a command line; returns the exit code."""
     argv = list(argv) or sys.argv
-    if {"--help", "-h", "-help"} & set(argv[1:]):
-        print(__doc__)
-        return 0
     traceback = "--traceback" in argv
     try:
+        if {"--help", "-h", "-help"} & set(argv[1:]):
+            print(usage(_mode(argv)), end="")
+            return 0
+        if {"--list", "-list"} & set(argv[1:]):
+            listing = importlib.import_module("a2os2a_jax.commands.list")
+            listing.run(MODES, LATER)
+            return 0
         config, workdir, mode, traceback = parse(argv)
         if config.get("deterministic"):
             from a2os2a_jax.train import parallel
@@ -112,6 +156,12 @@ def main(argv: Sequence[str] = ()) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
+
+
+def _mode(argv: Sequence[str]) -> str | None:
+    """The mode that a command line names, before it is parsed."""
+    found = re.search(r"(?:^| )--?mode[= ](\S*)", " ".join(argv[1:]))
+    return found[1] if found else None
 
 
 if __name__ == "__main__":

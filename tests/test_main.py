@@ -88,7 +88,7 @@ WRONG = {
     "dtype": (["--config.dtype=float16"], ["dtype: got 'float16'", "float32"]),
     "stray argument": (["digits"], ["got 'digits'", "expected flags alone"]),
     "unknown flag": (["--workdirs=x"], ["workdirs"]),
-    "unknown mode": (["--mode=fly"], ["'fly' is unknown", "expected train or eval"]),
+    "unknown mode": (["--mode=fly"], ["'fly' is unknown", "expected train, eval, "]),
     "nothing to evaluate": (["--mode=eval"], ["got no config.json", "expected a run"]),
 }
 
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(what, tmp_path, capsys):
 @pytest.mark.parametrize("mode", main.LATER)
 def test_modes_to_come_say_so(mode, tmp_path, capsys):
     assert call(SMOKE, f"--workdir={tmp_path / 'new'}", f"--mode={mode}") == 1
-    one_error(capsys.readouterr().err, f"'{mode}' is not built yet, expected train or")
+    one_error(capsys.readouterr().err, f"'{mode}' is not built yet, expected train, ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,9 +143,21 @@ def test_a_config_that_is_not_there_is_named(config, needles, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_workdir_is_needed(capsys):
-    assert call(SMOKE) == 1
+@pytest.mark.parametrize("mode", [m for m in main.MODES if m not in main.NO_WORKDIR])
+def test_a_workdir_is_needed(mode, capsys):
+    assert call(SMOKE, f"--mode={mode}") == 1
     one_error(capsys.readouterr().err, "--workdir: got none, expected a directory")
+
+
+def test_a_plan_needs_no_workdir_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(SMOKE, "--mode=plan", "--config.train.batch=64") == 0
+    out, err = capsys.readouterr()
+    assert "total: 28,870 parameters" in out and "64 = 1 x 64" in out and err == ""
+    assert call(SMOKE, "--mode=plan", f"--workdir={tmp_path / 'new'}") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"{tmp_path / 'new'}, nothing there yet" in text
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -189,13 +201,63 @@ def test_the_program_ends_with_1_and_one_line(flags, needles, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_names_modes_and_keys(capsys):
-    for flag in ("--help", "-h"):
-        assert call(flag) == 0
-        out, err = capsys.readouterr()
-        assert err == ""
-        for word in ("--config=", "--workdir=", "train|eval", "a2os2a_jax/config.py"):
-            assert word in out
+# ---- help and list
+
+
+def help_of(mode):
+    """{keyword: words} of the part on one mode."""
+    title, *lines = main.usage(mode).rstrip().splitlines()
+    assert title.startswith(f"--mode={mode} ") and len(title.split()) > 3
+    found, words = {}, []
+    for line in lines:
+        if keyword := line[4:14].strip():
+            words = found[keyword] = []
+        words += line[14:].split()
+    return found
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_grouped_by_mode(flag, capsys):
+    assert call(flag) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and max(map(len, out.splitlines())) <= 88
+    for word in ("--config=", "--workdir=", "--list", "a2os2a_jax/config.py"):
+        assert word in out
+    for mode in main.MODES:
+        assert main.usage(mode) in out
+        assert call(flag, "--mode", mode) == 0
+        assert capsys.readouterr().out == main.usage(mode)
+        assert call(flag, f"--mode={mode}") == 0
+        assert capsys.readouterr().out == main.usage(mode)
+    assert f"not built yet: {', '.join(main.LATER)}" in out
+
+
+def test_help_on_a_mode_that_is_not_there_says_so(capsys):
+    assert call("--help", "--mode=fly") == 1
+    one_error(capsys.readouterr().err, "'fly' is unknown, expected train, eval")
+
+
+@pytest.mark.parametrize("mode", main.MODES)
+def test_the_help_on_a_mode_names_keys_that_are_there(mode):
+    found = help_of(mode)
+    assert found.keys() == {"keys", "writes", "next"} and all(found.values())
+    flat = configs.flatten(configs.default())
+    groups = {f"{key.rpartition('.')[0]}.*" for key in flat}
+    dotted = [word.rstrip(";") for word in found["keys"] if "." in word]
+    assert not set(dotted) - set(flat) - groups
+
+
+def test_every_key_stands_in_the_help_of_some_mode():
+    words = {w.rstrip(";") for mode in main.MODES for w in help_of(mode)["keys"]}
+    for key in configs.flatten(configs.default()):
+        assert words & {key, f"{key.partition('.')[0]}.*"}, key
+
+
+def test_list_needs_no_config(capsys):
+    assert call("--list") == 0
+    out, err = capsys.readouterr()
+    assert "attention kinds" in out and "next: " in out and err == ""
+    assert f"not built yet: {', '.join(main.LATER)}" in out
 
 
 def test_traceback_shows_where_an_error_came_from(tmp_path):
