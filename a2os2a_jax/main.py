@@ -1,11 +1,12 @@
 """Spiking transformers with addition-only attention: train and evaluate them.
 
-    python -m a2os2a_jax.main --config=FILE[:arg] --workdir=DIR [--mode=train|eval]
-                              [--config.key=value ...] [--traceback]
+    python -m a2os2a_jax.main --config=FILE[:arg] --workdir=DIR
+                              [--mode=train|eval|probe] [--config.key=value ...]
+                              [--traceback]
 
 --config      a file in configs/; with :smoke the same program on made-up data
 --workdir     where the run lives; the same command again goes on where it stopped
---mode        train (default) or eval
+--mode        train (default), eval, or probe: a linear classifier of few examples
 --config.…    overrides one key, as in --config.optim.lr=1e-3; the keys with their
               meaning are in a2os2a_jax/config.py
 --traceback   on an error, show where it came from
@@ -24,6 +25,7 @@ from absl import flags
 MODES = {  # mode -> module with run(config, workdir)
     "train": "a2os2a_jax.commands.train",
     "eval": "a2os2a_jax.commands.eval",
+    "probe": "a2os2a_jax.commands.probe",
 }
 LATER = (
     "preview",
