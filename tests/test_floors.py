@@ -27,7 +27,7 @@ class Room(NamedTuple):
 JAX = "jax numpy"
 FLAX = "jax numpy flax"
 BELOW = "functional modules models"
-LOOP = f"{BELOW} data analysis train config"
+LOOP = f"{BELOW} data analysis interop train config"
 ROOMS = {
     "functional": Room("floor 0", JAX),
     "modules": Room("floor 1", FLAX, "", "functional"),
@@ -38,17 +38,17 @@ ROOMS = {
     "train": Room(
         "floor 3",
         f"{FLAX} optax orbax absl etils ml_collections",
-        "tqdm tensorboardX rich grain",
-        f"{BELOW} data analysis config",
+        "tqdm tensorboardX rich grain sklearn",
+        f"{BELOW} data analysis interop config",
     ),
     "commands": Room(
         "floor 4",
         f"{FLAX} optax orbax absl etils ml_collections",
         "*",
-        f"{LOOP} interop",
+        LOOP,
     ),
     "config": Room("leaf", "ml_collections"),
-    "main": Room("top", "absl jax ml_collections", "*", f"{LOOP} interop commands"),
+    "main": Room("top", "absl jax ml_collections", "*", f"{LOOP} commands"),
     "__init__": Room("front door", "", "", "functional"),
     "configs/": Room("recipes", "ml_collections", "", "config"),
 }

@@ -25,7 +25,8 @@ class Columnar(nn.Module):
 
     readout "query": the head reads the last token in place of the mean over tokens.
     drop_path: of the last block, see `Block`; block l of L, from 1, has l / L of it.
-    Spikes are sown in the collection "spikes", and only there.
+    Spikes are sown in the collection "spikes", and only there; what the head reads, its
+    mean over time [B, D], in "features".
     Source: Guo et al. 2025, arXiv:2503.00226, eq. 14-17.
     """
 
@@ -92,6 +93,8 @@ class Columnar(nn.Module):
             )(s, u, train)
         s = s.astype(jnp.promote_types(dtype, jnp.float32))
         features = s.mean(2) if self.readout == "mean" else s[:, :, -1]
+        if self.is_mutable_collection("features") and not self.is_initializing():
+            self.sow("features", "out", features.mean(1))  # [B, D], what the head reads
         head = linear(self.num_classes, bias=True, dtype=features.dtype, name="head")
         return head(features if per_step else features.mean(1))
 

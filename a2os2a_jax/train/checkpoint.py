@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,12 @@ def _describe(leaf: Any) -> str:
     if not hasattr(leaf, "dtype"):
         leaf = np.asarray(leaf)
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _blank(text: str) -> np.ndarray:
+    """An array of this `_describe`; orbax loads the like on the host."""
+    dtype, _, shape = text.rstrip("]").partition("[")
+    return np.zeros([int(n) for n in shape.split(",") if n], jax.numpy.dtype(dtype))
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -299,18 +305,59 @@ class Checkpoints:
         Raises:
           OSError: it cannot be read.
         """
-        try:
+        with self._unreadable(step):
             return self._about(step)["meta"]
-        except Exception as e:
-            raise OSError(
-                f"checkpoint {self.directory / str(step)}: {_reason(e)}"
-            ) from e
+
+    def leaves(self, step: int) -> dict[str, str]:
+        """{"params/head/kernel": "float32[64,10]", …}: what the state consists of.
+
+        Raises:
+          OSError: it cannot be read.
+        """
+        with self._unreadable(step):
+            return self._about(step)["leaves"]
+
+    def read(self, step: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """These leaves alone, on the host, whatever else the state consists of.
+
+        Needs neither the model nor the optimizer nor the devices the state was of.
+
+        Raises:
+          OSError: it cannot be read, or has no such leaf.
+        """
+        described = self.leaves(step)
+        tree: dict[str, Any] = {}
+        for name in names:
+            if name not in described:
+                raise OSError(
+                    f"checkpoint {self.directory / str(step)}: {name} is not in it"
+                )
+            *path, last = name.split("/")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[last] = _blank(described[name])
+        options = _orbax().options.PyTreeOptions
+        options = options(loading=options.Loading(partial_load=True))
+        with self._unreadable(step), _silence():
+            _verify(self.directory / str(step))
+            with _orbax().Context(pytree_options=options):
+                return _leaves(self._load(step, tree))
 
     def close(self) -> None:
         """Waits for what is being written."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    @contextlib.contextmanager
+    def _unreadable(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # orbax raises a bare Exception on truncated data
+            raise OSError(
+                f"checkpoint {self.directory / str(step)}: {_reason(e)}"
+            ) from e
 
     def _about(self, step: int) -> dict:
         """What `save` wrote beside the state. Raises anything on a broken step."""

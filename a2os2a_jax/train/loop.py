@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from a2os2a_jax import config as configs
 from a2os2a_jax.analysis import summary
 from a2os2a_jax.data import pipeline
-from a2os2a_jax.train import metrics, parallel, step
+from a2os2a_jax.train import finetune, metrics, parallel, step
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.evaluate import Evaluator
 from a2os2a_jax.train.setup import prepare
@@ -57,21 +57,31 @@ def run(
     parts = prepare(config)
     workdir = Path(workdir)
     c, main_process = config.train, jax.process_index() == 0
+    if config.init_from is not None:
+        finetune.check(config.init_from, workdir, parts.abstract_state().variables)
     if finished := claim(workdir, config):
         return finished
     start_wall, start_cpu = time.perf_counter(), time.process_time()
 
-    # ---- state: from the last checkpoint that loads, or from the seed
+    # ---- state: from the last checkpoint that loads, or from init_from and the seed
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     checkpoints = Checkpoints(workdir / "checkpoints")
     spent = {"train_seconds": 0.0, "cpu_seconds": 0.0}
+    origin: dict[str, Any] = {}  # {"init_from": ...}
+    notes: list[str] = []
     if restored := checkpoints.restore(parts.abstract_state()):
         start, state = restored
-        spent = checkpoints.meta(start)["spent"]
+        meta = checkpoints.meta(start)
+        spent = meta["spent"]
+        origin = {k: meta[k] for k in ("init_from",) if k in meta}
     else:
         start, state = 0, parts.fresh_state(init_key)
         if checkpoints.skipped:
             print(f"no checkpoint of {workdir} loads: starting again from the seed")
+        if config.init_from is not None:
+            state, origin["init_from"], notes = finetune.begin(
+                config.init_from, state, config, parts.mesh
+            )
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
 
     # ---- where the numbers go
@@ -101,6 +111,8 @@ def run(
             "evaluated is the moving average of weights and BN statistics, decay "
             f"{parts.ema}; saved are that and the weights themselves"
         )
+    for note in notes:
+        progress.message(note)
     if start:
         progress.message(f"resuming after step {start:,} of {parts.total_steps:,}")
     elif main_process:
@@ -213,7 +225,7 @@ def run(
                 )
                 progress.mark(now)
             if saves:
-                checkpoints.save(now, state, {"spent": spent_so_far()})
+                checkpoints.save(now, state, {"spent": spent_so_far(), **origin})
                 progress.mark(now)
     finally:
         progress.close()
@@ -233,6 +245,7 @@ def run(
         "parameters": parameters,
         "effective_batch": c.batch,
         "weights": PLAIN if parts.ema is None else EMA,  # those that are scored
+        **origin,
     }
     if last < parts.total_steps:
         return result | {"stopped_at": last}

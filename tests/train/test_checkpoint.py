@@ -371,3 +371,32 @@ def test_importing_the_module_does_not_import_orbax():
         timeout=60,
     )
     assert checkpoint._HUSH.level == logging.WARNING
+
+
+def test_some_leaves_are_read_without_knowing_the_rest(copy):
+    c, want = Checkpoints(copy), _state(2)
+    described = c.leaves(2)
+    assert described["params/dense/w"] == "float32[64,5]" and "opt/0/count" in described
+    names = ["params/dense/w", "params/dense/b", "step"]
+    got = c.read(2, names)
+    assert list(got) == sorted(names)
+    assert all(isinstance(leaf, np.ndarray) for leaf in got.values())
+    assert got["params/dense/b"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got["params/dense/w"], want.params["dense"]["w"])
+    np.testing.assert_array_equal(got["params/dense/b"], want.params["dense"]["b"])
+    assert got["step"] == 2
+    with pytest.raises(OSError, match="checkpoints/2: params/dense/c is not in it"):
+        c.read(2, ["params/dense/c"])
+    with pytest.raises(OSError, match="checkpoints/7: "):
+        c.leaves(7)
+    _flip(copy / "2")
+    with pytest.raises(OSError, match="checkpoints/2: .* has checksum"):
+        c.read(2, ["params/dense/w"])
+
+
+def test_the_best_is_that_of_the_highest_score(tmp_path, saved):
+    assert Checkpoints(saved).best() is None
+    with Checkpoints(tmp_path, keep=None) as c:
+        for step, score in enumerate((0.5, 0.9, None, 0.7)):
+            c.save(step, {"x": jnp.ones(1)}, {} if score is None else {"score": score})
+        assert c.best() == 1
