@@ -16,6 +16,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     folder = Path(workdir)
     finished = (folder / "result.json").exists()
     result = loop.run(config, workdir)
+    if "stopped_by" in result:
+        print(
+            f"stopped after step {result['stopped_at']} by {result['stopped_by']}; "
+            "saved; the same command goes on"
+        )
+        return result
     if "stopped_at" in result:
         print(
             f"stopped after step {result['stopped_at']}, as train.stop_after says; the"

@@ -1,19 +1,27 @@
 """Checkpoints of a training state: a thin layer over orbax's v1 API.
 
-DIR/<step>/ is one checkpoint. A save writes to a temporary directory and renames it, so
-a killed save leaves no <step>. What can still go wrong on a disk (an empty directory,
-truncated or missing files, flipped bits) is found when restoring, by a checksum of our
-own for the last: orbax loads flipped bits, and casts dtypes, without a word.
+DIR/<step>/ is one checkpoint. A save copies the state to the host and returns. Threads
+then write it to a temporary directory, rename that, add checksums of ours, and at last
+drop what is too old, by a rename as well: whenever the process is killed, no <step> is
+left half there. What can still go wrong on a disk (an empty directory, truncated or
+missing files, flipped bits) is found when restoring, the last by the checksums: orbax
+loads flipped bits, and casts dtypes, without a word.
+
+On a CPU orbax takes views instead of copies, and jax reuses no donated buffer while a
+view of it lives: for the caller that is the same, and a test holds them to it.
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
+import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +29,7 @@ import jax
 import numpy as np
 
 _STATE, _FILES, _FORMAT = "state", "files.json", 1
+_DROPPED = ".dropped"  # ends the name of what is being deleted
 
 
 class _Hush(logging.Filter):
@@ -163,7 +172,7 @@ class Checkpoints:
 
     Args:
       directory: made by the first save; reading never changes it.
-      keep: how many of the latest checkpoints to keep; None keeps all.
+      keep: how many of the latest checkpoints to keep, beside the best; None keeps all.
       report: receives one line for each checkpoint skipped or moved aside; stderr if
         None.
     Attributes:
@@ -185,6 +194,7 @@ class Checkpoints:
         self._keep = keep
         self._report = report or (lambda line: print(line, file=sys.stderr))
         self._writer = None
+        self._saving: tuple[int, futures.Future] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -193,44 +203,60 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps on disk, ascending, loadable or not; temporary ones are not."""
-        if not self.directory.is_dir():
-            return []
-        names = (path.name for path in self.directory.iterdir())
-        return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+        """The steps on disk, ascending, loadable or not; temporary ones are not.
 
-    def save(self, step: int, state: Any, meta: dict | None = None) -> None:
-        """Writes `state`, returns when it is durable, then drops all but `keep`.
+        As `best`, `meta` and `restore`, it waits for a save that is being written.
+        """
+        self.wait()
+        return self._steps()
 
-        The first save removes what killed saves left behind. Steps that `restore`
-        skipped are moved aside, to <step>.broken-<time>.
+    def best(self) -> int | None:
+        """The step with the highest score, the earliest of equals; None without one."""
+        return self._best(self.steps())
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: dict | None = None,
+        score: float | None = None,
+    ) -> None:
+        """Returns when `state` may be donated or deleted; threads then write it.
+
+        First it waits for the save before this one. Once this one is on disk, all but
+        the last `keep` and the best are dropped. The first save removes
+        what killed saves left behind. Steps that `restore` skipped are moved aside, to
+        <step>.broken-<time>.
 
         Args:
           step: not yet on disk.
           state: pytree of arrays; NamedTuples, optax states and PRNG keys included.
           meta: JSON values to store with it.
+          score: the higher the better; None keeps it out of the contest for `best`.
         Raises:
           FileExistsError: `step` is on disk already, even if it would not load.
-          OSError: it could not be written.
-          ValueError: `meta` is not JSON.
+          OSError: it, or the save before it, could not be written.
+          ValueError: `meta` is not JSON, `score` not finite.
         """
         try:
             json.dumps(meta)
         except TypeError as e:
             raise ValueError(f"checkpoint meta: {e}, expected JSON values") from e
+        score = None if score is None else float(score)
+        if score is not None and not math.isfinite(score):
+            raise ValueError(f"checkpoint score: got {score}, expected a finite number")
+        self.wait()
         ocp = _orbax()
         self._move_aside()
         if self._writer is None:
-            policies = ocp.training.preservation_policies
+            self._remove_dropped()
             self._writer = ocp.training.Checkpointer(
                 self.directory,
                 cleanup_tmp_directories=True,  # of killed saves; here is one writer
-                preservation_policy=policies.PreserveAll()
-                if self._keep is None
-                else policies.LatestN(self._keep),
+                preservation_policy=ocp.training.preservation_policies.PreserveAll(),
             )
         step = int(step)
-        if step in self.steps():
+        if step in self._steps():
             raise FileExistsError(
                 f"checkpoint {self.directory / str(step)}: got a step that exists, "
                 "expected a new one"
@@ -239,65 +265,92 @@ class Checkpoints:
         about = {
             "format": _FORMAT,
             "meta": meta or {},
+            "score": score,
             "leaves": {k: _describe(v) for k, v in leaves.items()},
         }
         # force: the default policy passes over a step below the latest, saying nothing
-        if not self._writer.save_checkpointables(
+        begun = self._writer.save_checkpointables_async(
             step, {_STATE: state}, force=True, custom_metadata=about
-        ):
+        )
+        if begun is None:
             raise OSError(f"checkpoint {self.directory / str(step)}: it was not saved")
-        if jax.process_index() == 0:
-            _write_sums(self.directory / str(step))
+        thread = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._saving = step, thread.submit(self._finish, step, begun)
+        thread.shutdown(wait=False)  # no idle thread: it ends with its work
+
+    def wait(self) -> None:
+        """Returns when what was saved is durable, with its checksums.
+
+        Raises:
+          OSError: it could not be written; said once, and the next save starts afresh.
+        """
+        if self._saving is None:
+            return
+        step, done = self._saving
+        futures.wait([done])  # Ctrl-C here leaves the save to the next who waits
+        self._saving = None
+        if (error := done.exception()) is None:
+            return
+        writer, self._writer = self._writer, None
+        for _ in range(2):  # orbax tells of the error again before it closes
+            with contextlib.suppress(Exception), _silence():
+                writer.close()
+        raise OSError(
+            f"checkpoint {self.directory / str(step)} could not be written: "
+            f"{_reason(error)}"
+        ) from error
 
     def restore(
         self, abstract_state: Any, step: int | None = None
     ) -> tuple[int, Any] | None:
-        """The latest checkpoint that loads, or that of `step` if it does.
+        """The latest checkpoint that loads, or that of `step`.
 
         Steps that do not load are reported, kept in `skipped`, and passed over.
 
         Args:
           abstract_state: pytree of jax.ShapeDtypeStruct with the shardings wanted
             (or of arrays); a leaf without sharding goes to the first device.
+          step: this one or none.
         Returns:
           (step, state), or None if there is no checkpoint or none of them loads.
         Raises:
           ValueError: the latest readable checkpoint has other leaves, shapes or dtypes,
-            naming them, or a sharding does not divide its array.
+            naming them, or a sharding does not divide its array; there is no `step`.
+          OSError: `step` does not load.
           MemoryError, PermissionError, jax.errors.JaxRuntimeError: as they came.
         """
         self.skipped = {}
-        target = jax.tree.map(_abstract, abstract_state)
-        steps = self.steps() if step is None else [step]
-        for step in reversed(steps):
+        target, steps = jax.tree.map(_abstract, abstract_state), self.steps()
+        if step is not None and step not in steps:
+            raise ValueError(
+                f"checkpoint {self.directory}: got step {step}, expected one of {steps}"
+            )
+        for each in reversed(steps) if step is None else [step]:
             try:
-                about = self._about(step)
-                _verify(self.directory / str(step))
+                about = self._about(each)
+                _verify(self.directory / str(each))
                 differing = self._compare(about, target)
-                state = None if differing else self._load(step, target)
+                state = None if differing else self._load(each, target)
             except Exception as e:  # orbax raises a bare Exception on truncated data
                 elsewhere = MemoryError, PermissionError, jax.errors.JaxRuntimeError
                 if isinstance(_root(e), elsewhere):
                     raise  # the checkpoint may well be sound
-                self.skipped[step] = _reason(e)
-                self._report(
-                    f"checkpoint {self.directory / str(step)} skipped: {_reason(e)}"
-                )
+                path = self.directory / str(each)
+                if step is not None:
+                    raise OSError(
+                        f"checkpoint {path} does not load: {_reason(e)}"
+                    ) from e
+                self.skipped[each] = _reason(e)
+                self._report(f"checkpoint {path} skipped: {_reason(e)}")
                 continue
             if differing:
                 more = f"; and {len(differing) - 3} more" * (len(differing) > 3)
                 raise ValueError(
-                    f"checkpoint {self.directory / str(step)} is of another state, "
+                    f"checkpoint {self.directory / str(each)} is of another state, "
                     f"{len(differing)} leaves differ: {'; '.join(differing[:3])}{more}"
                 )
-            return step, state
+            return each, state
         return None
-
-    def best(self) -> int | None:
-        """The step whose meta has the highest "score"; None if none has one."""
-        scores = {step: self.meta(step).get("score") for step in self.steps()}
-        scores = {step: score for step, score in scores.items() if score is not None}
-        return max(scores, key=scores.get, default=None)
 
     def meta(self, step: int) -> dict:
         """The `meta` given to `save` at `step`.
@@ -305,6 +358,7 @@ class Checkpoints:
         Raises:
           OSError: it cannot be read.
         """
+        self.wait()
         with self._unreadable(step):
             return self._about(step)["meta"]
 
@@ -314,6 +368,7 @@ class Checkpoints:
         Raises:
           OSError: it cannot be read.
         """
+        self.wait()
         with self._unreadable(step):
             return self._about(step)["leaves"]
 
@@ -345,7 +400,8 @@ class Checkpoints:
                 return _leaves(self._load(step, tree))
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits, as `wait` does, and ends orbax's threads; a save may still follow."""
+        self.wait()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -358,6 +414,46 @@ class Checkpoints:
             raise OSError(
                 f"checkpoint {self.directory / str(step)}: {_reason(e)}"
             ) from e
+
+    def _finish(self, step: int, begun: Any) -> None:
+        """In a thread: what follows the end of orbax's save, in this order."""
+        with _silence():
+            begun.result()
+        if jax.process_index() == 0:
+            _write_sums(self.directory / str(step))
+            self._drop()
+
+    def _drop(self) -> None:
+        """Deletes what is neither among the last `keep` nor the best."""
+        steps = self._steps()
+        if self._keep is None or len(steps) <= self._keep:
+            return
+        for step in set(steps) - {*steps[-self._keep :], self._best(steps)}:
+            path = self.directory / str(step)
+            path.rename(path.with_name(path.name + _DROPPED))
+        self._remove_dropped()
+        self._writer.reload()
+
+    def _remove_dropped(self) -> None:
+        """Deletes what `_drop` renamed, now or in a process that was killed."""
+        if jax.process_index() == 0:
+            for path in self.directory.glob(f"*{_DROPPED}"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _steps(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        names = (path.name for path in self.directory.iterdir())
+        return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        """Of ascending `steps`; those that cannot be read have no score."""
+        scores: dict[int, float] = {}
+        for step in steps:
+            with contextlib.suppress(Exception):
+                score = self._about(step).get("score")
+                scores |= {} if score is None else {step: score}
+        return max(scores, key=scores.get, default=None)
 
     def _about(self, step: int) -> dict:
         """What `save` wrote beside the state. Raises anything on a broken step."""

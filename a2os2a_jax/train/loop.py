@@ -4,6 +4,7 @@
 step number alone says where in the data and in the randomness a run was.
 """
 
+import contextlib
 import math
 import os
 import time
@@ -20,6 +21,7 @@ from a2os2a_jax.data import pipeline
 from a2os2a_jax.train import finetune, metrics, parallel, step
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.evaluate import Evaluator
+from a2os2a_jax.train.interrupt import Interrupt
 from a2os2a_jax.train.setup import prepare
 from a2os2a_jax.train.trained import EMA, PLAIN
 from a2os2a_jax.train.workdir import claim, commit, device, versions, write_json
@@ -47,7 +49,8 @@ def run(
       loggers: called with every record that goes to metrics.jsonl.
     Returns:
       What result.json holds; with "stopped_at" instead of scores if `train.stop_after`
-      ended the run early.
+      or a signal (see `interrupt`) ended the run early; a signal also by its name, as
+      "stopped_by". Either way the state is saved, and the same call goes on.
     Raises:
       ValueError: a config that cannot be run, or a workdir that belongs to another one.
       OSError: a workdir that cannot be made.
@@ -65,7 +68,7 @@ def run(
 
     # ---- state: from the last checkpoint that loads, or from init_from and the seed
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", c.keep)
     spent = {"train_seconds": 0.0, "cpu_seconds": 0.0}
     origin: dict[str, Any] = {}  # {"init_from": ...}
     notes: list[str] = []
@@ -194,7 +197,7 @@ def run(
         "validate": max(1, round(config.eval.epochs * parts.epoch_steps)),
     }
     last = max(start, min(parts.total_steps, c.stop_after or parts.total_steps))
-    try:
+    with Interrupt() as interrupt, checkpoints, contextlib.closing(progress):
         for now in range(start + 1, last + 1):
             indices = pipeline.train_indices(
                 now - 1,
@@ -211,8 +214,9 @@ def run(
                 jax.block_until_ready(row)  # compiled: the clock of the rates starts
                 progress.mark(now)
             saves = now % every["save"] == 0 or now == last
-            validates = validate and (now % every["validate"] == 0 or now == last)
-            if now % c.log_steps == 0 or saves or validates:
+            validates = validate and (saves or now % every["validate"] == 0)
+            stops, score = interrupt.requested(now), None
+            if now % c.log_steps == 0 or saves or validates or stops:
                 record = {"step": now, "epoch": now / parts.epoch_steps}
                 record |= {"split": "train"} | drain()
                 record["images_per_s"] = progress.update(now, record)
@@ -224,12 +228,15 @@ def run(
                     f"{100 * scores['accuracy']:.2f} %, loss {scores['loss']:.4f}"
                 )
                 progress.mark(now)
-            if saves:
-                checkpoints.save(now, state, {"spent": spent_so_far(), **origin})
+                score = scores["accuracy"]
+            if saves or stops:  # at once: who sent the signal may not wait for a score
+                meta = {"spent": spent_so_far(), **origin}
+                checkpoints.save(now, state, meta, score)
                 progress.mark(now)
-    finally:
-        progress.close()
-        checkpoints.close()
+            if stops:
+                last = now
+                break
+    stopped_by = interrupt.requested(last)
 
     # ---- the end
     result = {
@@ -247,6 +254,8 @@ def run(
         "weights": PLAIN if parts.ema is None else EMA,  # those that are scored
         **origin,
     }
+    if stopped_by:
+        return result | {"stopped_at": last, "stopped_by": stopped_by}
     if last < parts.total_steps:
         return result | {"stopped_at": last}
     split = config.eval.split

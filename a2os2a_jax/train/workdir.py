@@ -38,7 +38,8 @@ def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             )
         result = workdir / "result.json"
         return read_json(result) if result.exists() else None
-    if workdir.is_dir() and any(workdir.iterdir()):
+    half = _temp(path).name  # of a run that was killed before it had a config
+    if workdir.is_dir() and any(p.name != half for p in workdir.iterdir()):
         raise ValueError(
             f"workdir {workdir} is not empty and holds no config.json, expected a new "
             "or empty directory, or one of this program's"
@@ -103,9 +104,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes all of the file or none of it."""
-    temp = path.with_name(f".{path.name}.tmp")
-    temp.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temp, path)
+    _temp(path).write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    os.replace(_temp(path), path)
+
+
+def _temp(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def commit() -> str | None:

@@ -9,7 +9,7 @@ from a2os2a_jax import config as configs
 from a2os2a_jax.analysis import plots
 from a2os2a_jax.commands import train
 from a2os2a_jax.data.sources import fake
-from a2os2a_jax.train import setup
+from a2os2a_jax.train import loop, setup
 
 RESULT = {
     "config": {
@@ -95,6 +95,15 @@ def test_the_layers_are_shown_when_a_run_starts_and_not_again(toy, tmp_path, cap
     train.run(_config(), tmp_path)
     err = capsys.readouterr().err
     assert "resuming after step 3" in err and "total: " not in err
+
+
+def test_a_run_stopped_by_a_signal_says_so(tmp_path, monkeypatch, capsys):
+    found = {"stopped_at": 3, "stopped_by": "SIGTERM"}
+    monkeypatch.setattr(loop, "run", lambda *_: found)
+    assert train.run(_config(), tmp_path) == found
+    assert capsys.readouterr().out.splitlines() == [
+        "stopped after step 3 by SIGTERM; saved; the same command goes on"
+    ]
 
 
 def test_a_finished_run_is_reported_whatever_may_differ(toy, tmp_path, capsys):

@@ -1,9 +1,11 @@
+import json
 import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,13 +84,230 @@ def test_nothing_to_restore(tmp_path):
     assert not (tmp_path / "absent").exists()  # reading makes no directory
 
 
-def test_only_the_latest_are_kept(tmp_path):
-    with Checkpoints(tmp_path, keep=2) as c:
-        for step in (1, 2, 3):
-            c.save(step, {"x": jnp.ones(3)})
-        assert c.steps() == [2, 3]
+def _save_scored(directory, keep, scores):
+    """Saves steps 1, 2, … with these scores; [(steps on disk, the best)]."""
+    seen = []
+    with Checkpoints(directory, keep) as c:
+        for step, score in enumerate(scores, 1):
+            c.save(step, {"x": jnp.full(3, step)}, score=score)
+            seen.append((c.steps(), c.best()))
+    return seen
+
+
+KEPT = {  # keep, scores -> what is on disk and the best, after each save
+    "no scores": (2, [None] * 3, [([1], None), ([1, 2], None), ([2, 3], None)]),
+    "one": (1, [None] * 3, [([1], None), ([2], None), ([3], None)]),
+    "all": (None, [3, 1, 2], [([1], 1), ([1, 2], 1), ([1, 2, 3], 1)]),
+    "the best is old": (1, [0.9, 0.1, 0.2], [([1], 1), ([1, 2], 1), ([1, 3], 1)]),
+    "the best is beaten": (1, [0.1, 0.0, 0.2], [([1], 1), ([1, 2], 1), ([3], 3)]),
+    "equal: the earlier": (1, [0.5, 0.5, 0.5], [([1], 1), ([1, 2], 1), ([1, 3], 1)]),
+    "negative": (1, [-2, -3, -1], [([1], 1), ([1, 2], 1), ([3], 3)]),
+    "some without": (1, [None, 0.0, None], [([1], None), ([2], 2), ([2, 3], 2)]),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_the_latest_and_the_best_are_kept(tmp_path, case):
+    keep, scores, want = KEPT[case]
+    assert _save_scored(tmp_path, keep, scores) == want
+    steps, best = want[-1]
+    again = Checkpoints(tmp_path, keep)  # as in a new process
+    assert (again.steps(), again.best()) == (steps, best)
+    for step in steps:
+        _, state = again.restore({"x": jnp.zeros(3, int)}, step)
+        np.testing.assert_array_equal(state["x"], np.full(3, step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == list(map(str, steps))
+
+
+def test_the_best_of_an_earlier_process_is_kept(tmp_path):
+    _save_scored(tmp_path, 1, [0.7, 0.1])
+    with Checkpoints(tmp_path, 1) as c:
+        c.save(3, {"x": jnp.full(3, 3)}, score=0.2)
+        c.save(4, {"x": jnp.full(3, 4)})
+        assert (c.steps(), c.best()) == ([1, 4], 1)
+
+
+def test_a_step_that_was_dropped_can_be_saved_again(tmp_path):
+    with Checkpoints(tmp_path, 1) as c:
+        for step in (1, 2):
+            c.save(step, {"x": jnp.full(3, step)})
+        c.save(1, {"x": jnp.full(3, 7)}, score=1.0)
+        assert c.steps() == [1, 2]
+
+
+def test_a_score_that_no_other_can_beat_or_lose_to_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as c:
+        for score in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="score: got .*, expected a finite"):
+                c.save(1, {"x": jnp.ones(3)}, score=score)
+        assert c.steps() == []
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_the_best(tmp_path):
+    _save_scored(tmp_path, None, [0.7, 0.1, 0.9])
+    os.truncate(tmp_path / "3" / "_CHECKPOINT_METADATA", 9)
+    metadata = tmp_path / "1" / "_CHECKPOINT_METADATA"
+    about = json.loads(metadata.read_text())
+    del about["custom_metadata"]["score"]  # as written before there were scores
+    metadata.write_text(json.dumps(about))
+    assert Checkpoints(tmp_path).best() == 2
+
+
+def test_keep_below_1_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep 0, expected at least 1"):
         Checkpoints(tmp_path, keep=0)
+
+
+def test_a_donated_state_is_stored_as_it_was(tmp_path):
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = {"w": jax.random.normal(jax.random.key(0), (4_000_000,))}
+    state |= {"b": jnp.arange(5, dtype=jnp.bfloat16), "step": jnp.int32(7)}
+    state = jax.device_put(state, whole)
+    step = jax.jit(
+        lambda s: jax.tree.map(lambda x: x + jnp.asarray(1, x.dtype), s),
+        donate_argnums=0,
+        out_shardings=whole,
+    )
+    state = jax.block_until_ready(step(step(state)))  # compiled
+    want, ran = jax.tree.map(lambda x: np.array(x, copy=True), state), 0
+    with Checkpoints(tmp_path) as c:
+        c.save(1, state)
+        while not (tmp_path / "1").exists():  # it is being written meanwhile
+            state = jax.block_until_ready(step(state))
+            ran += 1
+        assert ran
+        _, got = c.restore(state)
+    _assert_equal(got, want)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """An event that saves wait for when they are about to write their sums."""
+    go, write = threading.Event(), checkpoint._write_sums
+
+    def wait_and_write(path):
+        assert go.wait(30)
+        write(path)
+
+    monkeypatch.setattr(checkpoint, "_write_sums", wait_and_write)
+    yield go
+    go.set()
+
+
+def test_a_save_returns_before_it_is_durable_and_wait_after(tmp_path, held):
+    with Checkpoints(tmp_path) as c:
+        c.save(1, {"x": jnp.ones(3)})
+        assert not (tmp_path / "1" / "files.json").exists()
+        threading.Timer(0.2, held.set).start()
+        c.wait()
+        assert (tmp_path / "1" / "files.json").exists()
+
+
+READS = {
+    "steps": lambda c: c.steps() == [1],
+    "best": lambda c: c.best() == 1,
+    "meta": lambda c: c.meta(1) == {"a": 1},
+    "restore": lambda c: c.restore({"x": jnp.ones(3)})[0] == 1,
+    "the next save": lambda c: c.save(2, {"x": jnp.ones(3)}) is None,
+    "close": lambda c: c.close() is None,
+}
+
+
+@pytest.mark.parametrize("what", READS)
+def test_what_follows_a_save_waits_for_it(tmp_path, held, what):
+    with Checkpoints(tmp_path) as c:
+        c.save(1, {"x": jnp.ones(3)}, {"a": 1}, score=0.5)
+        threading.Timer(0.2, held.set).start()
+        assert READS[what](c)
+        assert (tmp_path / "1" / "files.json").exists()
+
+
+def test_old_ones_are_dropped_after_the_new_one_is_whole(tmp_path, monkeypatch):
+    seen, write = [], checkpoint._write_sums
+
+    def watched(path):
+        seen.append(sorted(p.name for p in tmp_path.iterdir()))
+        write(path)
+        checkpoint._verify(path)
+
+    monkeypatch.setattr(checkpoint, "_write_sums", watched)
+    _save_scored(tmp_path, 1, [None, None])
+    assert seen == [["1"], ["1", "2"]]  # committed, and no temporary directory
+
+
+@pytest.mark.parametrize("what", READS)
+def test_a_failure_in_the_background_is_told_once(tmp_path, monkeypatch, what):
+    def full(_):
+        raise OSError("No space left on device")
+
+    c = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_sums", full)
+        c.save(1, {"x": jnp.ones(3)})
+        with pytest.raises(OSError, match=r"/1 could not be written: No space left"):
+            READS[what](c)
+    with c:
+        c.save(3, {"x": jnp.full(3, 3.0)})
+        assert c.restore({"x": jnp.zeros(3)})[0] == 3
+
+
+def test_a_failure_of_orbax_in_the_background_is_told_too(tmp_path, capfd):
+    from orbax.checkpoint import v1
+
+    sound = v1.training.Checkpointer.save_checkpointables_async
+
+    def obstructed(self, step, *args, **options):
+        begun = sound(self, step, *args, **options)
+        (tmp_path / str(step) / "in the way").mkdir(parents=True)
+        return begun
+
+    with pytest.MonkeyPatch.context() as patch, Checkpoints(tmp_path) as c:
+        patch.setattr(
+            v1.training.Checkpointer, "save_checkpointables_async", obstructed
+        )
+        c.save(1, {"x": jnp.ones((1000, 1000))})
+        with pytest.raises(OSError, match=r"/1 could not be written: Cannot rename"):
+            c.wait()
+    assert capfd.readouterr() == ("", "")  # the exception says it
+    with Checkpoints(tmp_path, report=lambda line: None) as c:
+        assert c.restore({"x": jnp.zeros((1000, 1000))}) is None
+        c.save(2, {"x": jnp.ones(3)})
+        assert c.restore({"x": jnp.zeros(3)})[0] == 2
+        assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_a_deletion_that_was_killed_is_finished(tmp_path):
+    _save_scored(tmp_path, 2, [None, None])
+    (tmp_path / "1").rename(tmp_path / "1.dropped")
+    shutil.rmtree(tmp_path / "1.dropped" / "state")
+    with Checkpoints(tmp_path, 2) as c:
+        assert c.steps() == [2]
+        c.save(3, {"x": jnp.full(3, 3)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_a_step_asked_for(saved):
+    c = Checkpoints(saved)
+    for step in (1, 2):
+        got, state = c.restore(_abstract(_state()), step)
+        assert got == step
+        _assert_equal(state, _state(step))
+    with pytest.raises(ValueError, match=r"got step 7, expected one of \[1, 2\]"):
+        c.restore(_abstract(_state()), 7)
+    with pytest.raises(ValueError, match="params/dense/c is not in it"):
+        c.restore(_abstract(_params(_state(), c=jnp.zeros(5))), 1)
+
+
+def test_a_step_asked_for_that_is_broken_is_an_error(copy):
+    _flip(copy / "2")
+    lines = []
+    with Checkpoints(copy, report=lines.append) as c:
+        with pytest.raises(OSError, match=r"/2 does not load: state/.* has checksum"):
+            c.restore(_abstract(_state()), 2)
+        assert c.skipped == {} and not lines
+        c.save(3, _state(3))
+        assert c.steps() == [2, 3]  # not moved aside: it was not passed over
 
 
 def test_a_step_is_never_overwritten(copy):

@@ -1,0 +1,65 @@
+"""A request to stop, by SIGTERM or Ctrl-C, that waits for the end of a step."""
+
+import signal
+import threading
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupt:
+    """Within `with Interrupt() as interrupt`, a signal sets what `requested` says.
+
+        one process         SIGTERM and SIGINT are noted; a second SIGINT raises
+                            KeyboardInterrupt at once
+        several processes   nothing is installed: jax's own notifier hears SIGTERM, and
+                            the processes agree on a step; Ctrl-C is Python's
+        not in the main     nothing is installed, and nothing is ever requested:
+        thread              only there may a handler be set, and only there does it run
+
+    What handled the signals before does so again afterwards.
+    """
+
+    def __init__(self):
+        self._name: str | None = None
+        self._ctrl_c = 0
+        self._before: dict[signal.Signals, object] = {}
+        self._several = False
+
+    def __enter__(self) -> "Interrupt":
+        self._name, self._ctrl_c = None, 0
+        self._several = jax.process_count() > 1
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and not self._several:
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            # None: not set from Python, which cannot set it again either
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def requested(self, step: int) -> str | None:
+        """ "SIGTERM" or "SIGINT" if the run is to stop after `step`, else None.
+
+        To be asked after every step: with several processes all of them say yes at the
+        same one, which may come a step after the signal.
+        """
+        if not self._several:
+            return self._name
+        try:
+            reached = multihost_utils.reached_preemption_sync_point(step)
+        except RuntimeError:  # jax_enable_preemption_service is off
+            return None
+        return "SIGTERM" if reached else None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._name = self._name or signal.Signals(number).name
+        self._ctrl_c += number == signal.SIGINT
+        if self._ctrl_c > 1:
+            raise KeyboardInterrupt
