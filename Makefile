@@ -11,7 +11,7 @@ usable := import sys, pip; sys.exit(sys.version_info < (3, 11))
 pytest := $(run) pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help digits test test-all lint clean
+.PHONY: help digits recall test test-all lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -19,6 +19,9 @@ help:  ## this list
 
 digits: $(stamp)  ## train on digits into runs/digits; once finished, report that run
 	@$(run) a2os2a_jax.main --config=$(CONFIG) --workdir=$(WORKDIR)
+
+recall: $(stamp)  ## the task that needs attention, into runs/recall; some minutes
+	@$(run) a2os2a_jax.main --config=configs/recall.py --workdir=runs/recall
 
 test: lint  ## linter, formatter, then every test that is not slow
 	@$(pytest)

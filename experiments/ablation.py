@@ -67,6 +67,14 @@ GROUPS = {  # group -> (config, settings)
             )
         ],
     ),
+    "learning rate": (
+        RECALL,
+        [
+            (*attention, ("optim.lr", rate))
+            for rate in ("3e-4", "3e-3")
+            for attention in (*ALPHABETS[:2], ALPHABETS[3])
+        ],
+    ),
     "16 keys": (RECALL, [(*kind, ("data.pairs", "16")) for kind in THREE]),
     "8 keys": (EIGHT, THREE),
 }

@@ -617,5 +617,5 @@ def test_the_best_is_that_of_the_highest_score(tmp_path, saved):
     assert Checkpoints(saved).best() is None
     with Checkpoints(tmp_path, keep=None) as c:
         for step, score in enumerate((0.5, 0.9, None, 0.7)):
-            c.save(step, {"x": jnp.ones(1)}, {} if score is None else {"score": score})
+            c.save(step, {"x": jnp.ones(1)}, score=score)
         assert c.best() == 1

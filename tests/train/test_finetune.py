@@ -117,8 +117,7 @@ def make_run(
                 opt_state,
                 None if ema is None else add(ema),
             )
-            meta = {"score": score[step]} if score else {}
-            checkpoints.save(step, state, meta)
+            checkpoints.save(step, state, score=score[step] if score else None)
     return folder
 
 
