@@ -62,3 +62,25 @@ def planes(s: jax.Array) -> tuple[jax.Array, jax.Array]:
       ([s > 0], [s < 0]), each [...] in {0, 1}, dtype of s; never both 1.
     """
     return (s > 0).astype(s.dtype), (s < 0).astype(s.dtype)
+
+
+def quantise(x: jax.Array, bits: int, step: float | jax.Array) -> jax.Array:
+    """x >= 0 as one of 2^bits levels, step * clip(round(x / step), 0, 2^bits - 1).
+
+    Half a step rounds to the even level. Where `step` is a power of two, x / step is the
+    same number with another exponent, and the levels are integers up to a shift. No
+    gradient passes through the rounding.
+
+    Args:
+      x: [...] real.
+      bits: number of binary slots that hold a level, see `planes` and `expand`.
+      step: [] or broadcast against x; > 0.
+    Returns:
+      [...], dtype of x.
+    Raises:
+      ValueError: bits < 1.
+    """
+    if bits < 1:
+        raise ValueError(f"spikes.quantise: bits is {bits}, expected an integer >= 1")
+    level = jnp.clip(jnp.round(x / step), 0, 2**bits - 1)
+    return (level * step).astype(x.dtype)

@@ -112,3 +112,23 @@ def test_checkpoint_leaves_the_gradient_as_it_was(named):
     for got, wanted in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
         assert jnp.abs(wanted).max() > 0.1
+
+
+def test_quantise_by_hand():
+    x = jnp.array([0.0, 0.24, 0.26, 0.75, 1.25, 1.4, 9.0, -3.0])
+    want = [0.0, 0.0, 0.5, 1.0, 1.0, 1.5, 1.5, 0.0]  # ties go to the even level
+    np.testing.assert_array_equal(spikes.quantise(x, 2, 0.5), want)
+    np.testing.assert_array_equal(spikes.quantise(x, 1, 1.0), np.array(want) >= 0.75)
+
+
+def test_many_bits_are_no_rounding_and_one_has_two_levels():
+    x = jax.random.uniform(jax.random.key(0), (100,))
+    fine = spikes.quantise(x, 20, 2.0**-20)
+    np.testing.assert_allclose(fine, x, atol=2.0**-21)
+    assert set(np.unique(spikes.quantise(x, 1, 0.5))) == {0.0, 0.5}
+    assert spikes.quantise(x.astype(jnp.bfloat16), 3, 0.125).dtype == jnp.bfloat16
+
+
+def test_quantise_needs_a_bit():
+    with pytest.raises(ValueError, match="bits is 0, expected an integer >= 1"):
+        spikes.quantise(jnp.ones(1), 0, 1.0)
