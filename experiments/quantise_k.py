@@ -1,4 +1,4 @@
-"""How many bits K needs: trained A2OS2A, its K rounded afterwards, nothing trained again.
+"""How many bits K needs: K of a trained A2OS2A is rounded, nothing trained again.
 
     python experiments/quantise_k.py             (runs of ablation.py, about a minute)
     python experiments/quantise_k.py --runs=DIR  (where they lie)

@@ -1,4 +1,4 @@
-"""What recall gives to who knows which values there are, but not which is bound to what.
+"""What recall gives to who knows the values, but not which is bound to which key.
 
     python experiments/recall_floor.py
 

@@ -67,9 +67,9 @@ def planes(s: jax.Array) -> tuple[jax.Array, jax.Array]:
 def quantise(x: jax.Array, bits: int, step: float | jax.Array) -> jax.Array:
     """x >= 0 as one of 2^bits levels, step * clip(round(x / step), 0, 2^bits - 1).
 
-    Half a step rounds to the even level. Where `step` is a power of two, x / step is the
-    same number with another exponent, and the levels are integers up to a shift. No
-    gradient passes through the rounding.
+    Half a step rounds to the even level. Where `step` is a power of two, x / step is
+    the same number with another exponent, and the levels are integers up to a shift.
+    No gradient passes through the rounding.
 
     Args:
       x: [...] real.

@@ -113,6 +113,16 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return {name(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
+def _fields(state: Any) -> Any:
+    """A NamedTuple as a dict of the fields that are not None, anything else as it is.
+
+    A field that a later version adds, None where it is not used, is thus no difference.
+    """
+    if not hasattr(state, "_asdict"):
+        return state
+    return {k: v for k, v in state._asdict().items() if v is not None}
+
+
 def _describe(leaf: Any) -> str:
     """Dtype and shape: float32[3,4]."""
     if not hasattr(leaf, "dtype"):
@@ -270,7 +280,7 @@ class Checkpoints:
         }
         # force: the default policy passes over a step below the latest, saying nothing
         begun = self._writer.save_checkpointables_async(
-            step, {_STATE: state}, force=True, custom_metadata=about
+            step, {_STATE: _fields(state)}, force=True, custom_metadata=about
         )
         if begun is None:
             raise OSError(f"checkpoint {self.directory / str(step)}: it was not saved")
@@ -392,12 +402,9 @@ class Checkpoints:
             for part in path:
                 node = node.setdefault(part, {})
             node[last] = _blank(described[name])
-        options = _orbax().options.PyTreeOptions
-        options = options(loading=options.Loading(partial_load=True))
-        with self._unreadable(step), _silence():
+        with self._unreadable(step):
             _verify(self.directory / str(step))
-            with _orbax().Context(pytree_options=options):
-                return _leaves(self._load(step, tree))
+            return _leaves(self._load(step, tree))
 
     def close(self) -> None:
         """Waits, as `wait` does, and ends orbax's threads; a save may still follow."""
@@ -472,9 +479,14 @@ class Checkpoints:
         return _differences(about["leaves"], expected)
 
     def _load(self, step: int, target: Any) -> Any:
+        """`target` filled; what else the checkpoint has is left where it is."""
         path = self.directory / str(step)
-        with _silence():
-            return _orbax().load_checkpointables(path, {_STATE: target})[_STATE]
+        options = _orbax().options.PyTreeOptions
+        options = options(loading=options.Loading(partial_load=True))
+        with _silence(), _orbax().Context(pytree_options=options):
+            wanted = {_STATE: _fields(target)}
+            loaded = _orbax().load_checkpointables(path, wanted)[_STATE]
+        return target._replace(**loaded) if hasattr(target, "_asdict") else loaded
 
     def _move_aside(self) -> None:
         for step in self.skipped:

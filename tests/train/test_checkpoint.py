@@ -619,3 +619,32 @@ def test_the_best_is_that_of_the_highest_score(tmp_path, saved):
         for step, score in enumerate((0.5, 0.9, None, 0.7)):
             c.save(step, {"x": jnp.ones(1)}, score=score)
         assert c.best() == 1
+
+
+class Before(NamedTuple):
+    x: jax.Array
+
+
+class After(NamedTuple):
+    x: jax.Array
+    added: jax.Array | None = None
+
+
+def test_a_field_that_came_later_is_no_difference_while_it_is_unused(tmp_path):
+    one = jnp.arange(3.0)
+    for name, old, new in (
+        ("up", Before(one), After(jnp.zeros(3))),
+        ("down", After(one), Before(jnp.zeros(3))),
+        ("used", Before(one), After(jnp.zeros(3), jnp.zeros(2))),
+    ):
+        with Checkpoints(tmp_path / name) as c:
+            c.save(1, old)
+        with Checkpoints(tmp_path / name) as c:
+            if name == "used":
+                with pytest.raises(ValueError, match="added is not in it"):
+                    c.restore(new)
+                continue
+            step, got = c.restore(new)
+        assert step == 1 and type(got) is type(new)
+        np.testing.assert_array_equal(got.x, one)
+        assert getattr(got, "added", None) is None
