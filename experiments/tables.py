@@ -47,6 +47,58 @@ def first_light() -> str:
     return "\n".join(lines)
 
 
+def ablation() -> str:
+    """32-key recall: neuron rule and attention, and learning rates, ablation.json."""
+    value = json.loads((RESULTS / "ablation.json").read_text())
+    kind, decay = "model.attention.kind", "model.neuron.decay_input"
+    k, v, rate = "model.attention.k", "model.attention.v", "optim.lr"
+    lines = [
+        "| 32-key recall | neuron rule | learning rate | test accuracy, %: median "
+        "(least to most) | mean ± std | seeds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in value["rows"]:
+        settings = row["settings"]
+        if not settings.keys() <= {kind, decay, k, v, rate} or len(settings) < 2:
+            continue
+        words = [NAMES.get(settings[kind], settings[kind])]
+        words += [
+            f"{key[-1].upper()} {settings[key]}" for key in (k, v) if key in settings
+        ]
+        a = {name: 100 * x for name, x in row["test_accuracy"].items()}
+        rule = "decayed input" if settings.get(decay) == "True" else "paper's"
+        lines.append(
+            f"| {', '.join(words)} | {rule} | {settings.get(rate, '1e-3')} "
+            f"| {a['median']:.2f} ({a['min']:.2f} to {a['max']:.2f}) "
+            f"| {a['mean']:.2f} ± {a['std']:.2f} | {row['n']} |"
+        )
+    lines += [
+        "",
+        f"From `experiments/results/ablation.json`; command: `{value['command']}`; "
+        f"device: {', '.join(value['devices'])}; commits: "
+        f"{', '.join(c[:7] for c in value['commits'])}.",
+    ]
+    return "\n".join(lines)
+
+
+def precision() -> str:
+    """float32 and bfloat16 on digits, from digits_dtype.json."""
+    value = json.loads((RESULTS / "digits_dtype.json").read_text())
+    parts = []
+    for row in value["rows"]:
+        a = {name: 100 * x for name, x in row["test_accuracy"].items()}
+        parts.append(
+            f"{row['settings']['dtype']} {a['mean']:.2f} ± {a['std']:.2f} % (median "
+            f"{a['median']:.2f}, {row['n']} seeds)"
+        )
+    return (
+        f"Digits in two precisions: {', '.join(parts)}. From "
+        f"`experiments/results/digits_dtype.json`; command: `{value['command']}`; "
+        f"device: {', '.join(value['devices'])}; commits: "
+        f"{', '.join(c[:7] for c in value['commits'])}."
+    )
+
+
 def digits_time() -> str:
     """What one digits run costs, from digits_time.json."""
     value = json.loads((RESULTS / "digits_time.json").read_text())
@@ -74,7 +126,8 @@ def render(readme: str) -> str:
     """README with its results replaced by those of the JSON files."""
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{first_light()}\n\n{digits_time()}\n\n{END}{after}"
+    made = "\n\n".join([first_light(), digits_time(), precision(), ablation()])
+    return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
 
 
 def main() -> int:
