@@ -166,10 +166,10 @@ def render() -> str:
     quantised = read("quantise_k")
     bits = {(q["bits"], q["step"]): q for q in quantised["rows"]}
     first = {
-        (row["task"], row["attention"], row["decay_input"]): row
+        (row["config"], row["settings"][KIND], row["settings"][DECAY]): row
         for row in read("first_light")["rows"]
     }
-    digits = {k: first["digits", k, False] for k in kinds}
+    digits = {k: first["configs/digits.py", k, "False"] for k in kinds}
     verdict = (
         "all three seeds of A2OS2A are better than all three of VSSA"
         if apart(ours, vssa)

@@ -17,6 +17,13 @@ BEGIN, END = (
 NAMES = {"a2os2a": "A2OS2A", "vssa": "VSSA", "none": "no attention"}
 
 
+KIND, DECAY = "model.attention.kind", "model.neuron.decay_input"
+
+
+def _commits(value: dict) -> str:
+    return ", ".join(commit[:7] for commit in value["commits"])
+
+
 def first_light() -> str:
     """Digits and recall, from first_light.json."""
     value = json.loads((RESULTS / "first_light.json").read_text())
@@ -25,22 +32,20 @@ def first_light() -> str:
         "| mean ± std | seeds | CPU-s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    order = {"digits": 0, "recall": 1}
-    rows = sorted(value["rows"], key=lambda r: (order[r["task"]], r["decay_input"]))
-    for row in rows:
+    for row in value["rows"]:
         a = {k: 100 * v for k, v in row["test_accuracy"].items()}
-        rule = "decayed input" if row["decay_input"] else "paper's"
+        task = Path(row["config"].split(":")[0]).stem
+        rule = "decayed input" if row["settings"][DECAY] == "True" else "paper's"
         lines.append(
-            f"| {row['task']} | {NAMES[row['attention']]} | {rule} "
+            f"| {task} | {NAMES[row['settings'][KIND]]} | {rule} "
             f"| {a['median']:.2f} ({a['min']:.2f} to {a['max']:.2f}) "
             f"| {a['mean']:.2f} ± {a['std']:.2f} | {row['n']} "
             f"| {row['cpu_seconds']['median']:.0f} |"
         )
-    commits = sorted({run["commit"][:7] for run in value["runs"]})
     lines += [
         "",
         f"From `experiments/results/first_light.json`; command: `{value['command']}`; "
-        f"device: {value['runs'][0]['device']}; commits: {', '.join(commits)}. "
+        f"device: {', '.join(value['devices'])}; commits: {_commits(value)}. "
         "CPU-seconds count compilation, training and the last evaluation, on a machine "
         "that had other work to do: they compare rows, and say little of another.",
     ]
@@ -50,7 +55,6 @@ def first_light() -> str:
 def ablation() -> str:
     """32-key recall: neuron rule and attention, and learning rates, ablation.json."""
     value = json.loads((RESULTS / "ablation.json").read_text())
-    kind, decay = "model.attention.kind", "model.neuron.decay_input"
     k, v, rate = "model.attention.k", "model.attention.v", "optim.lr"
     lines = [
         "| 32-key recall | neuron rule | learning rate | test accuracy, %: median "
@@ -59,14 +63,14 @@ def ablation() -> str:
     ]
     for row in value["rows"]:
         settings = row["settings"]
-        if not settings.keys() <= {kind, decay, k, v, rate} or len(settings) < 2:
+        if not settings.keys() <= {KIND, DECAY, k, v, rate} or len(settings) < 2:
             continue
-        words = [NAMES.get(settings[kind], settings[kind])]
+        words = [NAMES.get(settings[KIND], settings[KIND])]
         words += [
             f"{key[-1].upper()} {settings[key]}" for key in (k, v) if key in settings
         ]
         a = {name: 100 * x for name, x in row["test_accuracy"].items()}
-        rule = "decayed input" if settings.get(decay) == "True" else "paper's"
+        rule = "decayed input" if settings.get(DECAY) == "True" else "paper's"
         lines.append(
             f"| {', '.join(words)} | {rule} | {settings.get(rate, '1e-3')} "
             f"| {a['median']:.2f} ({a['min']:.2f} to {a['max']:.2f}) "
@@ -94,8 +98,7 @@ def precision() -> str:
     return (
         f"Digits in two precisions: {', '.join(parts)}. From "
         f"`experiments/results/digits_dtype.json`; command: `{value['command']}`; "
-        f"device: {', '.join(value['devices'])}; commits: "
-        f"{', '.join(c[:7] for c in value['commits'])}."
+        f"device: {', '.join(value['devices'])}; commits: {_commits(value)}."
     )
 
 
