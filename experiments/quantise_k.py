@@ -12,7 +12,7 @@ Writes experiments/results/quantise_k.json.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,8 +71,11 @@ def steps(k: np.ndarray, bits: int) -> Iterator[tuple[str, float]]:
         yield kind, float(candidates[int(np.argmin(errors))])
 
 
-def accuracy(config, parts, variables, bits: int | None, step: dict) -> float:
-    """On the whole test split, K of each layer rounded to its step."""
+def rounding(bits: int | None, step: Mapping[str, float]):
+    """For `nn.intercept_methods`: K of each layer is rounded to its step.
+
+    What the BN of K hands on is changed, and no other call; with None for `bits`, none.
+    """
 
     def rounded(call, args, kwargs, context):
         out = call(*args, **kwargs)
@@ -81,7 +84,12 @@ def accuracy(config, parts, variables, bits: int | None, step: dict) -> float:
         name = "/".join(context.module.path)
         return spikes.quantise(jax.nn.relu(out), bits, step[name])
 
-    with nn.intercept_methods(rounded):  # while it is traced
+    return rounded
+
+
+def accuracy(config, parts, variables, bits: int | None, step: dict) -> float:
+    """On the whole test split, K of each layer rounded to its step."""
+    with nn.intercept_methods(rounding(bits, step)):  # while it is traced
         return parts.evaluator(config, "test")(variables)["accuracy"]
 
 

@@ -38,10 +38,10 @@ def test_another_result_gives_another_page(script, monkeypatch):
 def test_every_row_is_that_of_its_runs(script):
     """The table was collected from the files of the runs, and none is missing."""
     rows = script.read("ablation")["rows"]
-    assert len(rows) == 40 and all(row["n"] == 3 for row in rows)
+    assert len(rows) == 48 and all(row["n"] == 3 for row in rows)
     folder = ROOT / "experiments" / "results" / "ablation"
     runs = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    assert len(runs) == 120
+    assert len(runs) == 144
     for row in rows:
         found = sorted(
             run["test"]["accuracy"]

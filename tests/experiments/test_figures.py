@@ -1,0 +1,46 @@
+"""The figures of docs/ablations.md can be drawn, and name runs that exist."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = ROOT / "experiments" / "figures.py"
+    spec = importlib.util.spec_from_file_location("figures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_line_has_three_seeds_at_every_step(script):
+    for line in (line for lines in script.PANELS.values() for line in lines):
+        curves = script.curves(line.run)
+        assert list(curves) == list(range(50, 901, 50)), line.run
+        assert all(len(values) == 3 for values in curves.values()), line.run
+
+
+def test_colours_and_dashes_differ_within_a_panel(script):
+    for lines in script.PANELS.values():
+        assert len({line.colour for line in lines}) == len(lines)
+
+
+def test_a_row_is_drawn_in_the_first_group_that_fits(script):
+    kind = "model.attention.kind"
+    rows = [
+        {"settings": {kind: "frozen_v"}},
+        {"settings": {kind: "vssa", "model.neuron.rule": "guo"}},
+        {"settings": {kind: "vssa"}},
+        {"settings": {kind: "a2os2a", "model.attention.v": "binary"}},
+        {"settings": {kind: "a2os2a"}},
+    ]
+    assert [len(rows) for rows in script.grouped(rows).values()] == [1] * 5
+
+
+def test_both_figures_are_written(script, tmp_path):
+    for draw in (script.ablation_curves, script.near_threshold):
+        assert draw(tmp_path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
