@@ -72,6 +72,11 @@ def apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return ranges and abs(x["mean"] - y["mean"]) > max(x["std"], y["std"])
 
 
+def learned(row: Mapping[str, Any]) -> bool:
+    """Whether every seed has at least 95 %."""
+    return percent(row, "min") >= 95
+
+
 def near(row: Mapping[str, Any]) -> float | None:
     """Share of the attention neuron's membranes within 1 of the threshold, in %."""
     share = row["near_threshold"].get("block_0/attention/attention_neuron")
@@ -152,7 +157,7 @@ def render() -> str:
     paper = [r.of(*a, (DECAY, "False")) for a in attentions]
     decayed = [r.of(*a, (DECAY, "True")) for a in attentions]
     ours, vssa, k_binary, v_binary, frozen, none = paper
-    d_ours, d_vssa, _, d_v_binary, d_frozen, _ = decayed
+    d_ours, d_vssa, d_k_binary, d_v_binary, d_frozen, _ = decayed
     a = ((KIND, "a2os2a"),)
     guo = [r.of((KIND, kind), (RULE, "guo")) for kind in ("a2os2a", "vssa", "none")]
     gained = [
@@ -195,6 +200,28 @@ def render() -> str:
             (GAIN, "0.015625"),
         )
     }
+    at_1e3 = {None: ours, "sqrt": scales[0], "pow2": scales[1]}
+    at_1e3 |= {"shiftmax": scales[2], "0.015625": gain}
+    hows = {None: "no scale", "sqrt": "1/sqrt N", "pow2": "1/N as a power of two"}
+    hows |= {"shiftmax": "Shiftmax", "0.015625": "k_gain 1/64"}
+    three = {
+        how: [
+            scaled["3e-4", how] if how else rated["3e-4", "a2os2a"],
+            row,
+            scaled["3e-3", how] if how else rated["3e-3", "a2os2a"],
+        ]
+        for how, row in at_1e3.items()
+    }
+    always = [hows[how] for how, rows in three.items() if all(map(learned, rows))]
+    # what the sentences say without a number
+    assert always == ["1/sqrt N"] and learned(scaled["3e-3", "pow2"])
+    assert learned(scaled["3e-4", "shiftmax"]) and all(map(learned, scales))
+    assert not any(learned(scaled[rate, "0.015625"]) for rate in ("3e-4", "3e-3"))
+    assert apart(rated["3e-4", "vssa"], rated["3e-4", "a2os2a"])
+    assert learned(rated["3e-3", "vssa"]) and not learned(rated["3e-3", "a2os2a"])
+    shares = [row for row in r.all if row["config"] == RECALL]
+    shares = [row for row in shares if "data.pairs" not in row["settings"]]
+    shares = sorted((row for row in shares if near(row) is not None), key=near)
     kinds = ("a2os2a", "vssa", "none")
     sixteen = [r.of((KIND, kind), ("data.pairs", "16")) for kind in kinds]
     eight = [r.of((KIND, kind), config=EIGHT) for kind in kinds]
@@ -279,6 +306,9 @@ settings, three seeds each, one block of width 128, {ours["parameters"]:,} param
 
 Three seeds have little power. "Told apart" below means: all seeds of the one are better
 than all of the other, and the means differ by more than the larger standard deviation.
+Everything here was scored on the test examples, also what the defaults at the end are read
+from; no run was changed after such a score, but they are no scores of defaults chosen
+elsewhere.
 One small task on one machine says what is possible, not what will happen on ImageNet.
 
 ![Training accuracy against steps](figures/ablation_curves.png)
@@ -291,10 +321,9 @@ Training accuracy on recall, mean of 50 steps: median and range of three seeds.
 key ([configs/recall.py](../configs/recall.py)). Keys are a fresh permutation in every
 example, so nothing but comparing query and keys solves it. 900 steps of 64 fresh
 examples, AdamW, no weight decay; scored once, after the last step, on the same 4,096 fresh
-examples, which nothing was chosen on. The learning rate came from a trial of A2OS2A on
-training accuracy: 3e-3 did not learn reliably, 1e-3 did, 1e-2 did not. It was then the same
-for all rows but those of the section on learning rates, so rows other than A2OS2A may be
-undertuned.
+examples. The learning rate was chosen by hand, for A2OS2A, on training accuracy and before
+these runs; of that trial there is no file. It was then the same for all rows but those of
+the section on learning rates, so rows other than A2OS2A may be undertuned.
 
 "Near threshold" is the share of membranes of the neuron behind Q K^T V that lie within 1 of
 the threshold, where the surrogate has a slope to speak of; "fires" is that neuron's rate.
@@ -320,6 +349,11 @@ Decayed input, U = (H + X)/2, as in much public code:
 - K real against K binary, V ternary: {
         "told apart" if apart(ours, k_binary) else "not told apart"
     } with the paper's rule ({percent(ours) - percent(k_binary):.2f} points).
+- With decayed input, K real against K binary: {
+        "told apart" if apart(d_ours, d_k_binary) else "not told apart"
+    } ({show(d_ours)} and {show(d_k_binary)}); V ternary against V binary: {
+        "told apart" if apart(d_ours, d_v_binary) else "not told apart"
+    }.
 - V ternary against V binary, K real: {
         "told apart" if apart(ours, v_binary) else "not told apart"
     } ({percent(ours) - percent(v_binary):.2f} points) with the paper's rule,
@@ -377,9 +411,10 @@ behind a gain of 1/64 never reaches its threshold: it fires for {
         percent(threshold, "max"):.1f} %); leaving out the
   projection costs {percent(ours) - percent(without):.0f} points and
   {ours["parameters"] - without["parameters"]:,} parameters.
-- `k_gain` 1/64 costs {
-        percent(ours) - percent(gain):.2f} points at this rate, and raises the
-  share near the threshold from {near(ours):.1f} to {near(gain):.1f} %.
+- `k_gain` 1/64 costs {percent(ours) - percent(gain):.2f} points at this rate ({
+        "told apart" if apart(ours, gain) else "not told apart"
+    }), and raises the share near the threshold from {near(ours):.1f} to {
+        near(gain):.1f} %.
 
 ## Learning rates
 
@@ -392,8 +427,9 @@ A2OS2A with a scale, at the same two rates:
 {table(list(scaled.values()))}
 
 At 1e-3 all four reach {
-        min(percent(x, "min") for x in (*scales, gain)):.2f} % or more. Only
-1/sqrt N learned with every seed at all three rates. Too small a product learns slowly
+        min(percent(x, "min") for x in (*scales, gain)):.2f} % or more. If
+learning means 95 % with every seed, A2OS2A learned at all three rates with
+{always[0]} alone. Too small a product learns slowly
 (`k_gain` 1/64 and the power of two at or below 1/N, at 3e-4), too large a one unreliably
 (no scale, at 3e-3): what helps is a product whose spread is near the threshold. Shiftmax
 does not fit that reading at 3e-3 ({percent(scaled["3e-3", "shiftmax"], "min"):.1f} to {
@@ -447,13 +483,25 @@ Digits cannot see attention at all. From `experiments/results/first_light.json`.
 
 ## near_threshold
 
-It explains the failures of `guo` and of V binary: few membranes near the threshold means few
-gradients through the attention, and the runs with the smallest shares
-({near(guo[0]):.1f} %, {near(guo[1]):.1f} %, {
-        near(rated["3e-3", "v"]):.1f} %) are among the
-worst. It does not explain everything: A2OS2A solves the task with {
-        near(ours):.1f} %, and VSSA
-with `guo` and a gain has {
+Few membranes near the threshold means few gradients through the attention. The six
+settings with the smallest shares after training, of all {len(shares)} with 32 pairs:
+
+| setting | near threshold, % | median, % |
+| --- | --- | --- |
+{
+        chr(10).join(
+            f"| {words(row['settings'])} | {near(row):.1f} | {percent(row, 'median'):.2f} |"
+            for row in shares[:6]
+        )
+    }
+
+{sum(percent(row, "median") < 50 for row in shares[:6])} of them failed and {
+        sum(percent(row, "median") > 95 for row in shares[:6])
+    } solved the task, so the share is plausible
+as the reason of `guo`'s failure, and no verdict by itself: the default solves the task with
+{near(ours):.1f} %, K binary with {near(k_binary):.1f} %, V binary fails with {
+        near(v_binary):.1f} %, and VSSA with
+`guo` and a gain has {
         near(gained[1]):.0f} % and is silent, because below the threshold is
 near it, too.
 
@@ -474,8 +522,7 @@ From `experiments/results/ablation.json`; command: `{value["command"]}`; device:
 {", ".join(value["devices"])}; commits: {
         commits
     }; seeds 0, 1, 2; every run with its config,
-curve and rates in `experiments/results/ablation/`. Commit 2d934bd is 95c734d with the group
-"learning rate with a scale" of `experiments/ablation.py`, as it stands now.
+curve and rates in `experiments/results/ablation/`.
 """
 
 

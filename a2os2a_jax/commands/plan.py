@@ -89,9 +89,14 @@ def numbers(config: ConfigDict, parts: Parts) -> dict[str, Any]:
         "save_steps": save,
         "saves": -(-last // save),
         "validate_steps": validate if held else None,
-        "validations": -(-last // validate) if held else 0,
+        "validations": _times(last, save, validate) if held else 0,
         "judged": size_of(parts.dataset.split(config.eval.split), config.eval.examples),
     }
+
+
+def _times(last: int, *every: int) -> int:
+    """How many of the steps 1 to `last` are the last or a multiple of an `every`."""
+    return len({last}.union(*(range(n, last + 1, n) for n in every)))
 
 
 def _mib(tree: Any) -> float:
@@ -152,7 +157,7 @@ def describe(config: ConfigDict, parts: Parts, n: dict) -> list[tuple[str, str]]
         ("checkpoints", _checkpoints(t.keep, held, n)),
         (
             "validation",
-            f"after every {n['validate_steps']:,} steps and at the end: "
+            f"after every {n['validate_steps']:,} steps and at every save: "
             f"{n['validations']:,} times {held:,} examples"
             if held
             else "none (data.validation holds out examples)",

@@ -12,6 +12,10 @@ from a2os2a_jax.data import pipeline
 from a2os2a_jax.train import parallel, step
 
 
+class Abandoned(Exception):
+    """An evaluation was told to stop before its last batch."""
+
+
 def size_of(split: pipeline.Split, examples: int | None) -> int:
     """How many are scored; ValueError if `examples` are more than the split has."""
     size = split.size if examples is None else examples
@@ -97,9 +101,14 @@ class Evaluator:
             step.make_activity_step(model, split), out_shardings=parallel.whole(mesh)
         )
 
-    def __call__(self, variables: Any) -> dict[str, float]:
-        """{"accuracy", "top5" (fractions), "loss", "count"} over the whole split."""
-        total = self._sum(self._score, variables)
+    def __call__(
+        self, variables: Any, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """{"accuracy", "top5" (fractions), "loss", "count"} over the whole split.
+
+        `stop` is asked before every batch; Abandoned is raised when it says yes.
+        """
+        total = self._sum(self._score, variables, stop)
         count = int(total["count"])
         return {
             "accuracy": int(total["correct"]) / count,
@@ -127,11 +136,15 @@ class Evaluator:
         rates = self._activity(variables, self._resident, payload, mask)
         return jax.tree.map(float, jax.device_get(rates))
 
-    def _sum(self, score: Callable, variables: Any) -> dict[str, np.ndarray]:
+    def _sum(
+        self, score: Callable, variables: Any, stop: Callable = lambda: False
+    ) -> dict[str, np.ndarray]:
         """Sums of `score` over the split: counts on the device, the rest in float64."""
         counts: dict[str, Any] = {}
         rest: list[dict[str, jax.Array]] = []
         for indices, mask in pipeline.padded_batches(self.size, self._batch):
+            if stop():
+                raise Abandoned
             payload = self._send(self._split.fetch, indices)
             mask = self._send(lambda x: x, mask)
             new = score(variables, self._resident, payload, mask)

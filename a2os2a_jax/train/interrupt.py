@@ -58,6 +58,13 @@ class Interrupt:
             return None
         return "SIGTERM" if reached else None
 
+    def noted(self) -> bool:
+        """Whether a signal has come, asked at any time, also within a step.
+
+        Always False with several processes, which have to agree on a step first.
+        """
+        return self._name is not None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._name = self._name or signal.Signals(number).name
         self._ctrl_c += number == signal.SIGINT

@@ -20,7 +20,7 @@ from a2os2a_jax.analysis import summary
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.train import finetune, metrics, parallel, step
 from a2os2a_jax.train.checkpoint import Checkpoints
-from a2os2a_jax.train.evaluate import Evaluator
+from a2os2a_jax.train.evaluate import Abandoned, Evaluator
 from a2os2a_jax.train.interrupt import Interrupt
 from a2os2a_jax.train.setup import prepare
 from a2os2a_jax.train.trained import EMA, PLAIN
@@ -104,11 +104,11 @@ def run(
         f"{parameters:,} parameters; {parts.dataset.name}: "
         f"{parts.dataset.train.size:,} training examples; {parts.mesh.size} x {kind}"
     )
-    if c.accumulate > 1:
-        progress.message(
-            f"batch {c.batch} = {c.accumulate} micro-batches of "
-            f"{c.batch // c.accumulate}, which is what batch normalisation sees"
-        )
+    parted = f" = {c.accumulate} micro-batches of {c.batch // c.accumulate}"
+    progress.message(
+        f"batch {c.batch}{parted if c.accumulate > 1 else ''}, which is what batch "
+        "normalisation sees"
+    )
     if parts.ema is not None:
         progress.message(
             "evaluated is the moving average of weights and BN statistics, decay "
@@ -137,6 +137,7 @@ def run(
         loss=parts.loss,
         accumulate=c.accumulate,
         ema=parts.ema,
+        frozen=parts.frozen,
     )
     whole = parallel.whole(parts.mesh)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
@@ -144,16 +145,27 @@ def run(
     held_out = parts.dataset.validation is not None
     validate = parts.evaluator(config, "validation") if held_out else None
 
+    interrupt = Interrupt()
     judged: dict[tuple[int, str], tuple[dict, dict]] = {}
 
-    def judge(evaluator: Evaluator, now: int, split: str) -> tuple[dict, dict]:
-        """(scores, activity) of the state at step `now`; measured and logged once."""
+    def logged(now: int, split: str) -> bool:
+        at = {"step": now, "split": split}
+        return any(at.items() <= r.items() and "top5" in r for r in earlier)
+
+    def judge(evaluator: Evaluator, now: int, split: str) -> tuple[dict, dict] | None:
+        """(scores, activity) of the state at step `now`; measured and logged once.
+
+        None if a signal comes: who sent it may not wait for a score.
+        """
         if (now, split) not in judged:
-            scores = evaluator(state.judged)
+            try:
+                scores = evaluator(state.judged, stop=interrupt.noted)
+            except Abandoned:
+                return None
             activity = evaluator.activity(state.judged)
             judged[now, split] = scores, activity
             at = {"step": now, "epoch": now / parts.epoch_steps, "split": split}
-            if not any(at.items() <= r.items() and "top5" in r for r in earlier):
+            if not logged(now, split):
                 layers = {"layers": activity} if config.eval.layers else {}
                 means = {k: _mean(v) for k, v in activity.items()}
                 log(at | scores | means | layers)
@@ -197,7 +209,18 @@ def run(
         "validate": max(1, round(config.eval.epochs * parts.epoch_steps)),
     }
     last = max(start, min(parts.total_steps, c.stop_after or parts.total_steps))
-    with Interrupt() as interrupt, checkpoints, contextlib.closing(progress):
+
+    def saved_at(now: int) -> bool:
+        """Whether a run that nothing stops saves there, and so scores, too."""
+        return now % every["save"] == 0 or now == parts.total_steps
+
+    def validated_at(now: int) -> bool:
+        return bool(validate) and (saved_at(now) or now % every["validate"] == 0)
+
+    stopped_by, final_scores = None, None
+    with interrupt, checkpoints, contextlib.closing(progress):
+        if start and validated_at(start) and not logged(start, "validation"):
+            judge(validate, start, "validation")  # a signal had no time for it
         for now in range(start + 1, last + 1):
             indices = pipeline.train_indices(
                 now - 1,
@@ -213,30 +236,37 @@ def run(
             if now == start + 1:
                 jax.block_until_ready(row)  # compiled: the clock of the rates starts
                 progress.mark(now)
-            saves = now % every["save"] == 0 or now == last
-            validates = validate and (saves or now % every["validate"] == 0)
-            stops, score = interrupt.requested(now), None
-            if now % c.log_steps == 0 or saves or validates or stops:
+            saves, validates = saved_at(now) or now == last, validated_at(now)
+            stopped_by, score = interrupt.requested(now), None
+            if now % c.log_steps == 0 or saves or validates or stopped_by:
                 record = {"step": now, "epoch": now / parts.epoch_steps}
-                record |= {"split": "train"} | drain()
+                record |= {"split": "train", "batch": c.batch} | drain()
                 record["images_per_s"] = progress.update(now, record)
                 log(record)
-            if validates:
-                scores, _ = judge(validate, now, "validation")
-                progress.message(
-                    f"  validation after epoch {now / parts.epoch_steps:.1f}: accuracy "
-                    f"{100 * scores['accuracy']:.2f} %, loss {scores['loss']:.4f}"
-                )
-                progress.mark(now)
-                score = scores["accuracy"]
-            if saves or stops:  # at once: who sent the signal may not wait for a score
+            if validates and not stopped_by:
+                if found := judge(validate, now, "validation"):
+                    score = found[0]["accuracy"]
+                    progress.message(
+                        f"  validation after epoch {now / parts.epoch_steps:.1f}: "
+                        f"accuracy {100 * score:.2f} %, loss {found[0]['loss']:.4f}"
+                    )
+                    progress.mark(now)
+                else:
+                    stopped_by = interrupt.requested(now)
+            if saves or stopped_by:
                 meta = {"spent": spent_so_far(), **origin}
                 checkpoints.save(now, state, meta, score)
                 progress.mark(now)
-            if stops:
+            if stopped_by:
                 last = now
                 break
-    stopped_by = interrupt.requested(last)
+        if last == parts.total_steps and not stopped_by:
+            split = config.eval.split
+            final = (
+                validate if split == "validation" else parts.evaluator(config, split)
+            )
+            final_scores = judge(final, last, split)
+            stopped_by = None if final_scores else interrupt.requested(last)
 
     # ---- the end
     result = {
@@ -254,13 +284,11 @@ def run(
         "weights": PLAIN if parts.ema is None else EMA,  # those that are scored
         **origin,
     }
-    if stopped_by:
+    if stopped_by:  # also while the end was judged, which the next start does again
         return result | {"stopped_at": last, "stopped_by": stopped_by}
     if last < parts.total_steps:
         return result | {"stopped_at": last}
-    split = config.eval.split
-    final = validate if split == "validation" else parts.evaluator(config, split)
-    scores, activity = judge(final, last, split)
+    scores, activity = final_scores
     result |= {"train": {k: record.get(k) for k in ("loss", "accuracy")}}
     result |= {split: scores, "activity": activity}
     result |= spent_so_far()

@@ -183,8 +183,18 @@ def make(
 
 
 def patterns(text: str | None) -> tuple[str, ...]:
-    """ "stem/.*, head/bias" -> ("stem/.*", "head/bias"); commas separate."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    """ "stem/.*, head/bias" -> ("stem/.*", "head/bias"); commas separate.
+
+    Those inside brackets, as of block_[0,1] and x{1,2}, are the expression's own.
+    """
+    parts, depth = [""], 0
+    for letter in text or "":
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _one_of(key: str, value: str, names) -> None:

@@ -32,6 +32,7 @@ class Parts(NamedTuple):
     ema: float | None
     total_steps: int
     epoch_steps: int
+    frozen: tuple[str, ...] = ()  # names of parameters, as regular expressions
 
     def abstract_state(self) -> step.TrainState:
         """Shapes, dtypes and shardings of the state, for `Checkpoints.restore`."""
@@ -126,6 +127,7 @@ def prepare(config: ConfigDict) -> Parts:
         total_steps=total_steps,
         name=o.schedule,
     )
+    frozen = (*model.frozen, *optim.patterns(o.freeze))
     tx = optim.make(
         rate,
         name=o.name,
@@ -133,7 +135,7 @@ def prepare(config: ConfigDict) -> Parts:
         momentum=o.momentum,
         b2=o.b2,
         clip=o.clip,
-        frozen=(*model.frozen, *optim.patterns(o.freeze)),
+        frozen=frozen,
         layer_decay=o.layer_decay,
     )
     loss = losses.make(t.loss, smoothing=t.label_smoothing, mse=t.tet_mse)
@@ -150,6 +152,7 @@ def prepare(config: ConfigDict) -> Parts:
         augment=augmented,
         loss=loss,
         ema=t.ema,
+        frozen=frozen,
         total_steps=total_steps,
         epoch_steps=epoch_steps,
     )

@@ -5,7 +5,7 @@ Both take (state or variables, resident, payload): `payload` is what a data spli
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ import optax
 from a2os2a_jax.analysis import rates
 from a2os2a_jax.data.augment import Augment
 from a2os2a_jax.data.pipeline import Split
-from a2os2a_jax.train import losses
+from a2os2a_jax.train import losses, optim
 
 PyTree = Any
 BINS = 15  # of the confidence, as in Guo et al. 2017, arXiv:1706.04599
@@ -74,12 +74,14 @@ def make_train_step(
     loss: losses.Loss | None = None,
     accumulate: int = 1,
     ema: float | None = None,
+    frozen: Sequence[str] = (),
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, resident, payload) -> (state, metrics), to be jitted.
 
     Randomness is a function of (key, state.step), so a resumed run draws what the
     uninterrupted one would have drawn. Metrics are scalars: loss (the one minimised),
-    accuracy (of the augmented batch), grad_norm (before clipping), lr.
+    accuracy (of the augmented batch), grad_norm (before clipping, of what is not
+    frozen), lr.
 
     Args:
       loss: cross entropy of the scores averaged over time by default.
@@ -87,11 +89,18 @@ def make_train_step(
         memory; the gradient is the mean of theirs. Batch normalisation sees one part at
         a time, and its running statistics move once for each.
       ema: decay of the average in `state.ema`, see `average`.
+      frozen: names of parameters, as regular expressions, that no gradient is computed
+        for. That they stay as they are is the business of `tx`.
     """
     loss = losses.make("cross_entropy") if loss is None else loss
     how = {"per_step": True} if loss.per_step else {}
 
     def loss_fn(params, batch_stats, images, labels, drop_key):
+        if frozen:
+            still = optim.named(params, frozen)
+            params = jax.tree.map(
+                lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, still
+            )
         logits, new = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,

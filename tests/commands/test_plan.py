@@ -127,7 +127,7 @@ def test_the_plan_says_what_a_person_decides_on(capsys):
         "after every 4 steps and at the end, 4 times, ",
         "the last 3 and the best on the validation split stay: at most ",
         ", an estimate",
-        "after every 4 steps and at the end: 4 times 32 examples",
+        "after every 4 steps and at every save: 4 times 32 examples",
         "50 examples of test are scored, with the average of the weights",
         "wrote nothing",
         "augment flip=True",
@@ -228,6 +228,13 @@ def test_the_command_stands_at_the_end(toy, capsys, monkeypatch):
     *_, line, what = capsys.readouterr().out.splitlines()
     assert line == "next: python -m a2os2a_jax.main --config=c.py --workdir=runs/fake"
     assert what.strip() == "trains it"
+
+
+def test_saves_are_validated_too(toy):
+    found = plan.run(_config(train__steps=70, train__save_epochs=12 / 7))
+    assert found["save_steps"] == 12 and found["validate_steps"] == 4
+    at = {n for n in range(1, 71) if n % 12 == 0 or n % 4 == 0 or n == 70}
+    assert found["validations"] == len(at)
 
 
 def test_a_run_of_one_step_without_warm_up_has_a_plan(toy, capsys):

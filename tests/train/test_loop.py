@@ -188,7 +188,8 @@ def test_keys_of_the_metrics(whole):
     common = {"step", "epoch", "split", "loss", "accuracy"}
     for record in metrics.read_lines(whole[0] / "metrics.jsonl"):
         if record["split"] == "train":
-            assert record.keys() == common | {"lr", "images_per_s", "grad_norm"}
+            own = {"batch", "lr", "images_per_s", "grad_norm"}
+            assert record.keys() == common | own
         else:
             own = {"top5", "count", "firing_rate", "near_threshold"}
             assert record.keys() == common | own

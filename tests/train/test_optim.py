@@ -104,6 +104,12 @@ def test_one_step_of_adamw_by_hand():
     np.testing.assert_allclose(updates["kernel"], [-0.3, 0.35], rtol=1e-5)
 
 
+def test_commas_in_brackets_are_the_patterns_own():
+    text = r"block_\d{1,2}/.*, head/(bias|a,b), stem/conv_[0,1]/kernel,"
+    parts = (r"block_\d{1,2}/.*", "head/(bias|a,b)", "stem/conv_[0,1]/kernel")
+    assert optim.patterns(text) == parts and optim.patterns(None) == ()
+
+
 def test_frozen_parameters_stay_and_count_in_no_norm(params):
     frozen = (r"block_\d+/attention/[qk]_linear/kernel", "head/bias")
     how = dict(weight_decay=0.1, clip=1.0)

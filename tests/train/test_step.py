@@ -106,6 +106,22 @@ def test_grad_norm_is_that_before_clipping(make, split):
     np.testing.assert_allclose(moved, 1e-3, rtol=1e-3)
 
 
+def test_what_is_frozen_costs_no_gradient_and_counts_in_no_norm(make, split):
+    (state, all_of_it), (_, rest) = make(), make(frozen=("head/.*",))
+    _, want = all_of_it(state, split.resident, PAYLOAD)
+    new, got = rest(state, split.resident, PAYLOAD)
+    assert 0 < got["grad_norm"] < want["grad_norm"] and got["loss"] == want["loss"]
+    for name, moved in new.params["head"].items():  # plain sgd adds nothing to it
+        np.testing.assert_array_equal(moved, state.params["head"][name])
+
+    def flops(train_step):
+        lowered = jax.jit(train_step).lower(state, split.resident, PAYLOAD)
+        return lowered.compile().cost_analysis()["flops"]
+
+    first = make(frozen=("(?!head/).*",))[1]
+    assert flops(first) < 0.95 * flops(all_of_it)
+
+
 def test_randomness_is_a_function_of_key_and_step(make, split):
     def augment(key, images):
         return images + jax.random.normal(key, images.shape)
