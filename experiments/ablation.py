@@ -75,6 +75,19 @@ GROUPS = {  # group -> (config, settings)
             for attention in (*ALPHABETS[:2], ALPHABETS[3])
         ],
     ),
+    "learning rate with a scale": (
+        RECALL,
+        [
+            (*A2OS2A, change, ("optim.lr", rate))
+            for rate in ("3e-4", "3e-3")
+            for change in (
+                (NORMALISE, "sqrt"),
+                (NORMALISE, "pow2"),
+                (NORMALISE, "shiftmax"),
+                (GAIN, "0.015625"),
+            )
+        ],
+    ),
     "16 keys": (RECALL, [(*kind, ("data.pairs", "16")) for kind in THREE]),
     "8 keys": (EIGHT, THREE),
 }
