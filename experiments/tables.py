@@ -102,9 +102,9 @@ def precision() -> str:
     )
 
 
-def digits_time() -> str:
-    """What one digits run costs, from digits_time.json."""
-    value = json.loads((RESULTS / "digits_time.json").read_text())
+def time_of(task: str) -> str:
+    """What one run of `make TASK` costs, from TASK_time.json."""
+    value = json.loads((RESULTS / f"{task}_time.json").read_text())
     runs = value["runs"]
 
     def spread(key: str) -> str:
@@ -114,13 +114,13 @@ def digits_time() -> str:
     scaled = value["median_scaled_to_reference"]
     commits = sorted({run["commit"][:7] for run in runs})
     return (
-        f"The digits command from start to exit, nothing cached, alone on the machine, "
+        f"`make {task}` from start to exit, nothing cached, alone on the machine, "
         f"median of {len(runs)} seeds: {spread('wall_seconds')} s of wall clock, "
         f"{spread('cpu_seconds')} CPU-seconds, where a product of two 2000 x 2000 "
         f"matrices runs at {value['matmul_gflops']:.0f} GFLOP/s; scaled to "
         f"{value['reference_gflops']:.0f} GFLOP/s: {scaled['wall_seconds']:.0f} s and "
         f"{scaled['cpu_seconds']:.0f} CPU-seconds. From "
-        f"`experiments/results/digits_time.json`; command: `{value['command']}`; "
+        f"`experiments/results/{task}_time.json`; command: `{value['command']}`; "
         f"device: {runs[0]['device']}; commit: {', '.join(commits)}."
     )
 
@@ -129,7 +129,9 @@ def render(readme: str) -> str:
     """README with its results replaced by those of the JSON files."""
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    made = "\n\n".join([first_light(), digits_time(), precision(), ablation()])
+    made = "\n\n".join(
+        [first_light(), time_of("digits"), time_of("recall"), precision(), ablation()]
+    )
     return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
 
 

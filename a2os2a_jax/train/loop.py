@@ -85,6 +85,8 @@ def run(
             state, origin["init_from"], notes = finetune.begin(
                 config.init_from, state, config, parts.mesh
             )
+            # a restart begins from this, also if the run it came from has gone on
+            checkpoints.save(0, state, {"spent": spent, **origin}, None)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
 
     # ---- where the numbers go

@@ -320,7 +320,7 @@ def test_a_run_starts_there_says_so_and_records_it(runs, tmp_path, toy, capsys):
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in STILL.items()})
     result = loop.run(c, tmp_path / "run")
     err = capsys.readouterr().err.splitlines()
-    assert err[1:4] == [
+    assert err[2:5] == [
         f"starting from {source} (step 5, plain weights)",
         "head: 4 classes there, 6 here: initialised anew",
         "other than there: data.size was 8, is 16; model.timesteps was 2, is 4",
@@ -355,6 +355,24 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(runs, tmp_path, toy, caps
     a, b = (last(tmp_path / name, c)[1] for name in ("whole", "run"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert loop.run(c, tmp_path / "run") == result  # finished: reported
+
+
+def test_what_it_starts_from_is_kept_before_the_first_step(runs, tmp_path, toy):
+    source = make_run(tmp_path / "source", runs[1])
+    c = config(init_from=str(source), optim__lr=1e-2, train__log_steps=1)
+    whole = loop.run(c, tmp_path / "whole")
+
+    def killed(record):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop.run(c, tmp_path / "run", loggers=[killed])
+    assert Checkpoints(tmp_path / "run/checkpoints").steps() == [0]
+    shutil.rmtree(source)  # or it has gone on, and its last step is another
+    result = loop.run(c, tmp_path / "run")
+    assert result["init_from"] == whole["init_from"] and result["test"] == whole["test"]
+    a, b = (last(tmp_path / name, c)[1] for name in ("whole", "run"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_without_a_checkpoint_that_loads_it_starts_there_again(runs, tmp_path, toy):

@@ -1,10 +1,11 @@
-"""What the digits run costs as a whole process: compilation, training, evaluation.
+"""What a run costs as a whole process: compilation, training, evaluation.
 
-    python experiments/benchmarks/digits.py --repeats=3
+    python experiments/benchmarks/whole_run.py digits --repeats=3
 
-Runs the command of `make digits` with an empty compilation cache, alone on the machine,
-and writes experiments/results/digits_time.json: wall clock and CPU-seconds of each run
-as the operating system counts them, and the machine's yardstick before and after.
+Runs the command of `make digits` or `make recall` with an empty compilation cache,
+alone on the machine, and writes experiments/results/digits_time.json or
+recall_time.json: wall clock and CPU-seconds of each run as the operating system counts
+them, and the machine's yardstick before and after.
 """
 
 import argparse
@@ -20,14 +21,15 @@ from pathlib import Path
 from machine import REFERENCE_GFLOPS, matmul_gflops
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULT = ROOT / "experiments" / "results" / "digits_time.json"
+SCRIPT = Path(__file__).resolve().relative_to(ROOT)
+RESULTS = ROOT / "experiments" / "results"
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
 
 
-def once(seed: int) -> dict:
+def once(task: str, seed: int) -> dict:
     """One run: its wall clock and CPU-seconds, and what its own result says."""
     with tempfile.TemporaryDirectory() as folder:
-        line = [sys.executable, "-m", "a2os2a_jax.main", "--config=configs/digits.py"]
+        line = [sys.executable, "-m", "a2os2a_jax.main", f"--config=configs/{task}.py"]
         line += [f"--workdir={folder}/run", f"--config.seed={seed}"]
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -50,9 +52,11 @@ def once(seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("task", choices=("digits", "recall"))
+    args = parser.parse_args()
+    task, repeats = args.task, args.repeats
     before = matmul_gflops()
-    runs = [once(seed) for seed in range(repeats)]
+    runs = [once(task, seed) for seed in range(repeats)]
     gflops = (before + matmul_gflops()) / 2
     medians = {
         k: statistics.median(r[k] for r in runs)
@@ -60,21 +64,22 @@ def main() -> None:
     }
     scale = gflops / REFERENCE_GFLOPS
     value = {
-        "command": f"python experiments/benchmarks/digits.py --repeats={repeats}",
-        "what": "the command of `make digits` in a process of its own, nothing cached",
+        "command": f"python {SCRIPT} {task} --repeats={repeats}",
+        "what": f"the command of `make {task}` in a process of its own, nothing cached",
         "matmul_gflops": gflops,
         "median": medians,
         "median_scaled_to_reference": {k: v * scale for k, v in medians.items()},
         "reference_gflops": REFERENCE_GFLOPS,
         "runs": runs,
     }
-    RESULT.write_text(json.dumps(value, indent=1) + "\n")
+    path = RESULTS / f"{task}_time.json"
+    path.write_text(json.dumps(value, indent=1) + "\n")
     for name, text in (("wall_seconds", "wall clock"), ("cpu_seconds", "CPU")):
         print(
             f"{text}: {medians[name]:.0f} s here ({gflops:.0f} GFLOP/s), "
             f"{medians[name] * scale:.0f} s scaled to {REFERENCE_GFLOPS:.0f} GFLOP/s"
         )
-    print(f"wrote {RESULT.relative_to(ROOT)}")
+    print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
