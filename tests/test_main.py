@@ -383,7 +383,7 @@ def test_the_program_trains_in_float64(tmp_path):
     )
     assert found.returncode == 0, found.stderr
     lines = [line[:5] for line in found.stderr.splitlines()]
-    assert lines[:2] == ["colum", "layer"] and lines[-2:] == ["axes:", "step "]
+    assert lines[:3] == ["colum", "batch", "layer"] and lines[-2:] == ["axes:", "step "]
     assert "\r" not in found.stdout + found.stderr
     tree = (workdir / "checkpoints/2/_CHECKPOINT_METADATA").read_text()
     leaves = json.loads(tree)["custom_metadata"]["leaves"]
