@@ -9,7 +9,10 @@ import optax
 
 
 class Loss(NamedTuple):
-    """value(scores, labels [B]) -> [B]; scores [B, C], or [B, T, C] if per_step."""
+    """value(scores, labels) -> [B]; scores [B, C], or [B, T, C] if per_step.
+
+    labels: classes [B], integers, or distributions over classes [B, C], floats.
+    """
 
     per_step: bool
     value: Callable[[jax.Array, jax.Array], jax.Array]
@@ -39,12 +42,21 @@ def make(name: str, *, smoothing: float = 0.0, mse: float = 0.05) -> Loss:
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
 ) -> jax.Array:
-    """Per example, [B, C] and [B] -> [B]: -sum_c p_c log softmax(logits)_c.
+    """Per example, [B, C] and [B] or [B, C] -> [B]: -sum_c p_c log softmax(logits)_c.
 
-    p is the one-hot label, with `smoothing` of it spread evenly over all classes.
+    p is the one-hot label, or the distribution that `labels` are if they have a class
+    axis, with `smoothing` of it spread evenly over all classes.
     Source of the smoothing: Szegedy et al. 2016, arXiv:1512.00567.
     """
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    if labels.ndim == logits.ndim:
+        if labels.shape[-1] != logits.shape[-1]:
+            raise ValueError(
+                f"cross_entropy: got labels {labels.shape} for scores {logits.shape}, "
+                "expected as many classes"
+            )
+        targets = labels.astype(logits.dtype)
+    else:
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     if smoothing:
         targets = optax.smooth_labels(targets, smoothing)
     return optax.softmax_cross_entropy(logits, targets)
@@ -53,7 +65,7 @@ def cross_entropy(
 def tet(
     logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, mse: float = 0.05
 ) -> jax.Array:
-    """Every step has to know the answer, [B, T, C] and [B] -> [B].
+    """Every step has to know the answer, [B, T, C] and [B] or [B, C] -> [B].
 
         mean over t of (1 - mse) cross_entropy(logits_t) + mse mean_c (logits_tc - 1)^2
 

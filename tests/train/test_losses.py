@@ -81,3 +81,38 @@ def test_unknown_losses_and_shares_are_refused():
         losses.make("mse")
     with pytest.raises(ValueError, match="train.tet_mse: got 1.5, expected 0 to 1"):
         losses.make("tet", mse=1.5)
+
+
+def test_a_distribution_by_hand():
+    # softmax [1/4, 3/4], three quarters of the label on the first class
+    loss = losses.cross_entropy(jnp.asarray(LOGITS[:1]), jnp.array([[0.75, 0.25]]))
+    by_hand = 0.75 * np.log(4) + 0.25 * np.log(4 / 3)
+    np.testing.assert_allclose(loss, [by_hand], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_label_and_its_distribution_have_the_same_loss(name, smoothing):
+    loss = losses.make(name, smoothing=smoothing)
+    scores = jax.random.normal(jax.random.key(0), (4, 4, 4))  # [B, T, C], all alike
+    labels = jnp.array([2, 0, 3, 3])
+    scores = scores if loss.per_step else scores[:, 0]
+    want = loss.value(scores, labels)
+    got = loss.value(scores, jax.nn.one_hot(labels, 4))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_the_loss_of_a_mixture_is_the_mixture_of_losses(name):
+    loss = losses.make(name, smoothing=0.1)
+    scores = jax.random.normal(jax.random.key(1), (2, 3, 5))
+    scores = scores if loss.per_step else scores[:, 0]
+    a, b = jnp.array([0, 1]), jnp.array([4, 2])
+    mixed = 0.3 * jax.nn.one_hot(a, 5) + 0.7 * jax.nn.one_hot(b, 5)
+    want = 0.3 * loss.value(scores, a) + 0.7 * loss.value(scores, b)
+    np.testing.assert_allclose(loss.value(scores, mixed), want, rtol=1e-5)
+
+
+def test_distributions_over_other_classes_are_refused():
+    with pytest.raises(ValueError, match=r"got labels \(2, 1\) for scores \(2, 3\)"):
+        losses.cross_entropy(jnp.zeros((2, 3)), jnp.ones((2, 1)))
