@@ -10,6 +10,7 @@ from typing import Any
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import data
+from a2os2a_jax.data import catalogue
 from a2os2a_jax.functional import attention as products
 from a2os2a_jax.functional import surrogate
 from a2os2a_jax.models import columnar, registry
@@ -92,11 +93,26 @@ def _surrogates() -> list[str]:
 
 def _sources() -> list[str]:
     keys, rows = configs.default().data, []
+    modules: dict[str, list[str]] = {}
     for name, module in data.SOURCES.items():
-        source = importlib.import_module(module)
-        takes = [k for k in inspect.signature(source.load).parameters if k in keys]
-        rows += [(name, _first(source.__doc__)), ("", f"takes {', '.join(takes)}")]
+        modules.setdefault(module, []).append(name)
+    for scheme, module in data.SCHEMES.items():
+        modules.setdefault(module, []).append(f"{scheme}:...")
+    for module, names in modules.items():
+        takes = [k for k in data.takes(names[0].replace("...", "x")) if k in keys]
+        about = _first(importlib.import_module(module).__doc__)
+        if len(names) == 1:
+            rows.append((names[0], about))
+        else:
+            rows += [(name, _known(name)) for name in names]
+            rows.append(("", about))
+        rows.append(("", f"takes {', '.join(takes)}"))
     return [*_columns(rows), *_planned(data.PLANNED)]
+
+
+def _known(name: str) -> str:
+    known = catalogue.KNOWN.get(name)
+    return known.about if known else "any set of labelled pictures, by its folder"
 
 
 def _modules(modes: Mapping[str, str]) -> list[str]:
@@ -134,7 +150,7 @@ def _missing(path: Path) -> str:
     config = module.get_config()
     flat = configs.flatten(config)
     keys = [key for key, only in configs.NOT_BUILT.items() if flat[key] != only]
-    known = config.data.name in data.SOURCES
+    known = data.module_of(config.data.name)[0] is not None
     return ", ".join(([] if known else [f"data.name={config.data.name}"]) + keys)
 
 

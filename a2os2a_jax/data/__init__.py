@@ -5,16 +5,31 @@ import inspect
 
 from a2os2a_jax.data.pipeline import Dataset
 
+_HOME = "a2os2a_jax.data.sources"
 SOURCES = {  # name -> module with a `load`, imported when asked for
-    "digits": "a2os2a_jax.data.sources.digits",
-    "fake": "a2os2a_jax.data.sources.fake",
-    "recall": "a2os2a_jax.data.sources.recall",
+    "digits": f"{_HOME}.digits",
+    "fake": f"{_HOME}.fake",
+    "recall": f"{_HOME}.recall",
+    "cifar10": f"{_HOME}.tfds",
+    "cifar100": f"{_HOME}.tfds",
+    "fashion_mnist": f"{_HOME}.tfds",
+    "imagenet2012": f"{_HOME}.tfds",
+    "mnist": f"{_HOME}.tfds",
 }
-PLANNED = (
-    *("cifar10", "cifar100", "imagenet2012", "mnist", "fashion_mnist"),
-    *("folder", "npz"),  # folder:PATH, npz:PATH
-    *("cifar10_dvs", "dvs128_gesture", "nmnist"),
-)
+SCHEMES = {  # of names that say where: "folder:photos", "npz:a.npz", "tfds:eurosat/rgb"
+    "folder": f"{_HOME}.folder",
+    "npz": f"{_HOME}.npz",
+    "tfds": f"{_HOME}.tfds",
+}
+PLANNED = ("cifar10_dvs", "dvs128_gesture", "nmnist")
+
+
+def module_of(name: str) -> tuple[str | None, str]:
+    """(module, what its `load` is to call the set) of a data.name; (None, "")."""
+    scheme, colon, rest = name.partition(":")
+    if colon and rest:
+        return SCHEMES.get(scheme), rest
+    return SOURCES.get(name), name
 
 
 def load(
@@ -46,10 +61,12 @@ def load(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}, expected 0 to 2^32 - 1")
-    if name not in SOURCES:
-        state = "not built yet" if name.split(":")[0] in PLANNED else "unknown"
-        raise ValueError(f"data.name {name!r} is {state}; built: {', '.join(SOURCES)}")
-    source = importlib.import_module(SOURCES[name]).load
+    module, called = module_of(name)
+    if module is None:
+        state = "not built yet" if name in PLANNED else "unknown"
+        built = ", ".join([*SOURCES, *(f"{scheme}:..." for scheme in SCHEMES)])
+        raise ValueError(f"data.name {name!r} is {state}; built: {built}")
+    source = importlib.import_module(module).load
     honoured = inspect.signature(source).parameters
     given = options | {
         "size": size,
@@ -61,16 +78,19 @@ def load(
     given = {key: value for key, value in given.items() if value is not None}
     for key, value in given.items():
         if key not in honoured:
-            expected = ", ".join(honoured)
+            expected = ", ".join(k for k in honoured if k != "name")
             raise ValueError(f"data.{key}: got {value!r}, {name} takes: {expected}")
     if "seed" in honoured:
         given["seed"] = seed
+    if "name" in honoured:
+        given["name"] = called
     return source(**given)
 
 
 def takes(name: str) -> tuple[str, ...]:
     """The arguments of `load` that the set of this name honours; () if unknown."""
-    module = SOURCES.get(name, SOURCES.get(name.split(":")[0]))
+    module, _ = module_of(name)
     if module is None:
         return ()
-    return tuple(inspect.signature(importlib.import_module(module).load).parameters)
+    parameters = inspect.signature(importlib.import_module(module).load).parameters
+    return tuple(key for key in parameters if key != "name")

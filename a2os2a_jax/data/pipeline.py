@@ -35,9 +35,13 @@ class Split:
       fetch: on the host, indices [B] -> what travels to the devices.
       resident: arrays that `gather` needs, placed once on the devices; () if none.
       gather: traced, (resident, what travelled) -> {"image": [B, ...] float32,
-        "label": [B] int32}. Example b depends on index b alone.
+        "label": [B] int32}. Example b depends on index b alone; a label of -1 says
+        that it could not be read, and evaluation does not count it.
       fresh: an endless stream: every index, also beyond `size`, is a new example, and
         training never sees one twice. Pass it on to `train_indices`.
+      stream: for training where `fetch` takes its time: (order, first, last) -> what
+        travels in steps first .. last-1, prepared ahead; order(step): the indices. Use
+        `feed`.
     """
 
     size: int
@@ -45,6 +49,16 @@ class Split:
     resident: PyTree
     gather: Callable[[PyTree, PyTree], dict[str, jax.Array]]
     fresh: bool = False
+    stream: Callable[[Callable, int, int], Iterator[PyTree]] | None = None
+
+
+def feed(
+    split: Split, order: Callable[[int], np.ndarray], first: int, last: int
+) -> Iterator[PyTree]:
+    """What travels to the devices in steps first .. last-1; order(step) is indices."""
+    if split.stream is not None:
+        return split.stream(order, first, last)
+    return (split.fetch(order(step)) for step in range(first, last))
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +67,8 @@ class Dataset:
 
     Attributes:
       shape: of one example: (H, W, C), (T, H, W, C), or (N, F) for tokens.
-      black: the value of a black pixel after normalisation, a number or one a channel;
-        what `augment.build` takes as `fill`.
+      mean, std: of the normalisation x = (pixel / 255 - mean) / std, for each channel;
+        0 and 1 where values are no pixels.
       about: one line on what it is and where it comes from.
     """
 
@@ -65,8 +79,14 @@ class Dataset:
     test: Split
     validation: Split | None = None
     class_names: tuple[str, ...] = ()
-    black: float | tuple[float, ...] = 0.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
     about: str = ""
+
+    @property
+    def black(self) -> tuple[float, ...]:
+        """A black pixel after normalisation; `augment.build` takes it as `fill`."""
+        return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
 
     def split(self, name: str) -> Split:
         """The split of this name; ValueError naming those there are."""

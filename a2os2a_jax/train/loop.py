@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
@@ -219,20 +220,24 @@ def run(
     def validated_at(now: int) -> bool:
         return bool(validate) and (saved_at(now) or now % every["validate"] == 0)
 
+    def order(done: int) -> np.ndarray:
+        """Indices of the step after so many that this process loads."""
+        indices = pipeline.train_indices(
+            done,
+            seed=config.seed,
+            size=train.size,
+            batch=c.batch,
+            fresh=train.fresh,
+        )
+        return parallel.local_part(indices)
+
+    feed = pipeline.feed(train, order, start, last)
     stopped_by, final_scores = None, None
     with interrupt, checkpoints, contextlib.closing(progress):
         if start and validated_at(start) and not logged(start, "validation"):
             judge(validate, start, "validation")  # a signal had no time for it
         for now in range(start + 1, last + 1):
-            indices = pipeline.train_indices(
-                now - 1,
-                seed=config.seed,
-                size=train.size,
-                batch=c.batch,
-                fresh=train.fresh,
-            )
-            payload = train.fetch(parallel.local_part(indices))
-            payload = parallel.put_batch(payload, parts.mesh)
+            payload = parallel.put_batch(next(feed), parts.mesh)
             state, row = train_step(state, resident, payload)
             window.append((now, row))
             if now == start + 1:

@@ -80,7 +80,7 @@ def prepare(config: ConfigDict) -> Parts:
     """
     configs.check(config)
     d, m, o, t = config.data, config.model, config.optim, config.train
-    options = {"channels": d.channels, "pairs": d.pairs}
+    options = {k: d[k] for k in ("channels", "pairs", "corrupt", "area", "workers")}
     dataset = datasets.load(
         d.name,
         size=d.size,

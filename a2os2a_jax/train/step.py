@@ -205,6 +205,8 @@ def make_eval_step(
 ) -> Callable[[PyTree, PyTree, PyTree, jax.Array], dict[str, jax.Array]]:
     """(variables, resident, payload, mask [B]) -> sums over the examples with mask 1.
 
+    An example of label -1 could not be read, and counts as masked, here and below.
+
     Sums: correct, correct5 (of the five best, or of all classes if fewer), loss (cross
     entropy without smoothing), count. Divide by count in the end.
     """
@@ -213,15 +215,16 @@ def make_eval_step(
         batch = split.gather(resident, payload)
         logits = model.apply(variables, batch["image"], train=False)
         labels = batch["label"]
+        kept = (mask > 0) & (labels >= 0)
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
         hits = best == labels[:, None]
         each = {
             "correct": hits[:, 0],
             "correct5": hits.any(-1),
             "loss": losses.cross_entropy(logits, labels),
-            "count": mask > 0,
+            "count": kept,
         }
-        return {k: jnp.where(mask > 0, v, 0).sum() for k, v in each.items()}
+        return {k: jnp.where(kept, v, 0).sum() for k, v in each.items()}
 
     return eval_step
 
@@ -245,7 +248,8 @@ def make_report_step(
     def report_step(variables, resident, payload, mask):
         batch = split.gather(resident, payload)
         scores = model.apply(variables, batch["image"], train=False, per_step=True)
-        labels, kept = batch["label"], mask > 0
+        labels = batch["label"]
+        kept = (mask > 0) & (labels >= 0)
         _, steps, classes = scores.shape
         so_far = jnp.cumsum(scores, 1) / jnp.arange(1, steps + 1)[None, :, None]
         answers = so_far.argmax(-1)  # [B, T]
@@ -288,7 +292,8 @@ def make_activity_step(
     """
 
     def activity_step(variables, resident, payload, mask):
-        images = split.gather(resident, payload)["image"]
+        batch = split.gather(resident, payload)
+        images, mask = batch["image"], jnp.where(batch["label"] < 0, 0, mask)
         collections = ["spikes", "potentials"]
         _, sown = model.apply(variables, images, train=False, mutable=collections)
         fired = rates.measure_rates(sown["spikes"], mask=mask)

@@ -167,7 +167,7 @@ def _variant(config: ConfigDict, trained: Parts) -> ConfigDict:
     if _is_other(config):
         image = {"size": old.shape[-2]} if config.model.stem == "sps" else {}
         width = {"classes": old.classes, "channels": old.shape[-1]}
-        wanted = config.data.to_dict() | image | width
+        wanted = config.data.to_dict() | image | width | {"area": None}
         takes = datasets.takes(c.data)
         new.data.update({k: v if k in takes else None for k, v in wanted.items()})
         new.data.name = c.data

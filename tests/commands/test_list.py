@@ -60,7 +60,7 @@ def test_what_is_planned_is_marked(listed):
         marked = text[text.index("not built yet: ") :]
         assert marked.startswith(f"not built yet: {', '.join(names)}")
     text = " ".join(listed["configs"])
-    assert "not built yet: data.name=imagenet2012, augment.randaugment" in text
+    assert "not built yet: augment.randaugment" in text
     before = text[: text.index("configs/imagenet.py")]
     assert "not built" not in before[before.index("configs/digits.py") :]
 

@@ -7,7 +7,11 @@ from a2os2a_jax import config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-RUNNABLE = ("digits", "recall")  # with `full`; the rest waits for data sources
+RUNNABLE = (
+    "digits",
+    "recall",
+    "fashion_mnist",
+)  # with `full`; the rest waits for data sources
 
 # What users override, and rely on in every config.
 KEYS = """

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -5,8 +6,11 @@ import pytest
 
 from a2os2a_jax import data
 
+MADE = ("digits", "fake", "recall")  # the others need files
+BUILT = ", ".join([*data.SOURCES, *(f"{scheme}:..." for scheme in data.SCHEMES)])
 
-@pytest.mark.parametrize("name", data.SOURCES)
+
+@pytest.mark.parametrize("name", MADE)
 def test_every_source_loads_and_describes_itself(name):
     if name == "digits":
         pytest.importorskip("sklearn")
@@ -25,19 +29,24 @@ def test_arguments_reach_the_source():
 @pytest.mark.parametrize("name", data.PLANNED)
 def test_what_is_planned_says_so(name):
     with pytest.raises(
-        ValueError, match=f"'{name}' is not built yet; built: digits, fake, recall"
+        ValueError, match=f"'{name}' is not built yet; built: {re.escape(BUILT)}"
     ):
         data.load(name)
 
 
 def test_names_with_a_path():
-    with pytest.raises(ValueError, match="'folder:birds' is not built yet"):
-        data.load("folder:birds")
+    assert data.module_of("folder:a:b") == (data.SCHEMES["folder"], "a:b")
+    assert data.module_of("tfds:eurosat/rgb")[1] == "eurosat/rgb"
+    with pytest.raises(ValueError, match="found no folder .*birds"):
+        data.load("folder:birds", size=8)
+    for name in ("zip:birds", "folder:", "folder"):
+        with pytest.raises(ValueError, match=f"'{name}' is unknown"):
+            data.load(name)
 
 
 def test_unknown_names_list_what_there_is():
     with pytest.raises(
-        ValueError, match=r"data.name 'digit' is unknown; built: digits, fake, recall"
+        ValueError, match=f"data.name 'digit' is unknown; built: {re.escape(BUILT)}"
     ):
         data.load("digit")
 
@@ -66,13 +75,14 @@ def test_nothing_is_silently_ignored(name, options):
 def test_what_a_source_takes_is_what_it_honours():
     assert "size" in data.takes("digits") and "pairs" not in data.takes("digits")
     assert "pairs" in data.takes("recall") and "size" not in data.takes("recall")
+    assert "name" not in data.takes("cifar10") and "area" in data.takes("folder:here")
     assert data.takes("birds") == data.takes("birds:here") == ()
 
 
 def test_importing_the_wing_imports_no_source_and_no_heavy_package():
     code = (
         "import sys, a2os2a_jax.data as d, a2os2a_jax.data.augment; d.load('fake');"
-        "heavy = {'sklearn', 'tensorflow', 'torch', 'flax', 'optax',"
+        "heavy = {'sklearn', 'tensorflow', 'torch', 'flax', 'optax', 'grain', 'PIL',"
         " 'a2os2a_jax.data.sources.recall'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -63,6 +63,7 @@ def load(
         test=split(test),
         validation=split(train[held]) if validation else None,
         class_names=tuple("0123456789"),
-        black=-MEAN / STD,
+        mean=(MEAN,),
+        std=(STD,),
         about="scikit-learn's handwritten digits (UCI), 1,437 + 360 images of 8x8",
     )

@@ -78,7 +78,7 @@ def test_gather_normalises():
     assert image.shape == (1437, 8, 8, 1)
     assert abs(image.mean()) < 1e-3 and abs(image.std() - 1) < 1e-3
     stored = data.train.resident[0]
-    np.testing.assert_allclose(image[stored == 0], data.black, rtol=1e-6)
+    np.testing.assert_allclose(image[stored == 0], data.black[0], rtol=1e-6)
     np.testing.assert_allclose(
         image[5, 4, 3, 0], (stored[5, 4, 3, 0] / 16 - 0.3047) / 0.3759, rtol=1e-5
     )

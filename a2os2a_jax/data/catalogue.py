@@ -1,0 +1,93 @@
+"""What is known of named data sets: statistics, origin, terms. Numbers, no files.
+
+Statistics are the mean and the standard deviation of pixel / 255 over all pixels of the
+training split, a number for each channel.
+"""
+
+from typing import NamedTuple
+
+
+class Known(NamedTuple):
+    """A row of the table; `docs/data.md` prints it."""
+
+    about: str  # one line: what, and whose
+    terms: str  # the licence, or what its authors ask for
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    statistics: str = ""  # "computed" from the training split, or a source
+
+
+_TINY = "no licence; its authors ask to cite Krizhevsky 2009"
+_IMAGENET = Known(
+    "ImageNet-1k of ILSVRC 2012, 1,281,167 + 50,000 photographs (Deng et al. 2009)",
+    "non-commercial research and education only; ask at image-net.org",
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+    "the usual ones, of torchvision's models",
+)
+
+KNOWN = {
+    "cifar10": Known(
+        "CIFAR-10, 50,000 + 10,000 photographs of 32x32 (Krizhevsky 2009)",
+        _TINY,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        "computed",
+    ),
+    "cifar100": Known(
+        "CIFAR-100, 50,000 + 10,000 photographs of 32x32 (Krizhevsky 2009)",
+        _TINY,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        "the usual ones, published with many recipes",
+    ),
+    "mnist": Known(
+        "MNIST, 60,000 + 10,000 handwritten digits of 28x28 (LeCun et al. 1998)",
+        "no licence; its authors ask to cite LeCun et al. 1998",
+        (0.1307,),
+        (0.3081,),
+        "computed",
+    ),
+    "fashion_mnist": Known(
+        "Fashion-MNIST, 60,000 + 10,000 clothes of 28x28 (Xiao et al. 2017)",
+        "MIT, Zalando SE",
+        (0.2860,),
+        (0.3530,),
+        "computed",
+    ),
+    "imagenet2012": _IMAGENET,
+    "cifar10_dvs": Known(
+        "CIFAR10-DVS, 10,000 recordings, 128x128 events (Li et al. 2017)",
+        "CC BY 4.0 (figshare)",
+    ),
+    "dvs128_gesture": Known(
+        "DVS128 Gesture, 11 gestures of 29 people, 128x128 events (Amir et al. 2017)",
+        "CC BY 4.0 (IBM research)",
+    ),
+    "nmnist": Known(
+        "N-MNIST, 60,000 + 10,000 recordings, 34x34 events (Orchard et al. 2015)",
+        "CC BY-SA 4.0, by its authors' page",
+    ),
+    "ncaltech101": Known(
+        "N-Caltech101, 8,709 recordings, 240x180 events (Orchard et al. 2015)",
+        "CC BY 4.0, by its authors' page",
+    ),
+}
+# Cuts of a set, in its layout: the statistics are those of the whole.
+KNOWN["cifar100_small"] = KNOWN["cifar100"]._replace(
+    about="a cut of CIFAR-100, 3,000 + 600 photographs: no result compares"
+)
+KNOWN["imagenet_sample"] = _IMAGENET._replace(
+    about="one photograph of each ImageNet class: to test readers, not models"
+)
+KNOWN["nmnist_sample"] = KNOWN["nmnist"]._replace(
+    about="the first 600 + 100 recordings of N-MNIST: no result compares"
+)
+
+
+def fill(pixels: float | tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A number for each channel, of one number or of as many as there are."""
+    values = pixels if isinstance(pixels, tuple) else (pixels,)
+    if len(values) not in (1, channels):
+        raise ValueError(f"got {len(values)} numbers, expected 1 or {channels}")
+    return values * channels if len(values) == 1 else values

@@ -1,0 +1,177 @@
+"""A folder of pictures, a subfolder for each class: `folder:PATH`.
+
+    PATH/train/CLASS/*.jpg    PATH/test/CLASS/*.jpg   (or val, validation)
+    PATH/CLASS/*.jpg          then every fifth, stratified, is held out as test
+
+Classes are the names of the subfolders, in alphabetical order.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from a2os2a_jax.data import catalogue, images, pipeline
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+TEST = ("test", "val", "validation")
+SHARE = 5  # where there is no test folder, one of so many examples is a test one
+
+
+def load(
+    name: str,
+    *,
+    size: int | None = None,
+    classes: int | None = None,
+    channels: int = 3,
+    data_dir: str | None = None,
+    validation: int = 0,
+    seed: int = 0,
+    corrupt: str = "error",
+    area: float | None = None,
+    workers: int = 0,
+) -> pipeline.Dataset:
+    """Pictures [size, size, channels]: the middle, or random parts in training.
+
+    Args:
+      name: the path; one that is not absolute starts at data_dir, if that is given.
+      size: needed: the pictures may have any.
+      channels: 3, or 1 for grey.
+      others: as in `tfds.load`. The statistics are computed from the pictures if these
+        are decoded once, else ImageNet's.
+    Raises:
+      ValueError: no such folder, one without pictures, a class without any, test
+        classes that are none of training, or arguments that do not fit.
+      images.Corrupt: a picture cannot be read, and corrupt is "error".
+    """
+    images.check_corrupt(corrupt)
+    if size is None:
+        raise ValueError(f"data.size: got None, folder:{name} needs a size in pixels")
+    pipeline.check_at_least(1, "folder", size=size)
+    if channels not in (1, 3):
+        raise ValueError(f"data.channels: got {channels}, expected 1 or 3")
+    root = (Path(data_dir or ".").expanduser() / Path(name).expanduser()).resolve()
+    if not root.is_dir():
+        raise ValueError(f"data.name: found no folder {root}")
+    train, test, names = _trees(root)
+    if classes not in (None, len(names)):
+        raise ValueError(f"data.classes: got {classes}, {root} has {len(names)}")
+    kept, held = pipeline.stratified(train.labels, validation)
+    parts = {"train": images.View(train, kept), "test": test}
+    if validation:
+        parts["validation"] = images.View(train, held)
+    target = images.Target(size, channels, len(names), None, area)
+    bytes_ = (len(train) + len(test)) * size * size * channels
+    if bytes_ <= images.RESIDENT_BYTES and area is None:
+        arrays = {
+            what: images.decode_all(r, target, what=f"{root} {what}", corrupt=corrupt)
+            for what, r in parts.items()
+        }
+        mean, std = images.statistics(arrays["train"][0])
+        decode = images.normaliser(mean, std, size)
+        splits = {
+            what: pipeline.resident_split(*xy, decode=decode)
+            for what, xy in arrays.items()
+        }
+    else:
+        known = catalogue.KNOWN["imagenet2012"]
+        grey = channels == 1
+        mean = (float(np.mean(known.mean)),) if grey else known.mean
+        std = (float(np.mean(known.std)),) if grey else known.std
+        normalise = images.normaliser(mean, std, size)
+        how = dict(corrupt=corrupt, seed=seed, workers=workers)
+        splits = {
+            what: images.streamed(
+                r,
+                target,
+                normalise,
+                what=f"{root} {what}",
+                train=what == "train",
+                **how,
+            )
+            for what, r in parts.items()
+        }
+    return pipeline.Dataset(
+        name=f"folder:{name}",
+        shape=(size, size, channels),
+        classes=len(names),
+        class_names=names,
+        mean=mean,
+        std=std,
+        about=f"{len(train):,} + {len(test):,} pictures of {root.name}",
+        **splits,
+    )
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures by path, with labels int32 [N]."""
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> images.Record:
+        try:
+            return images.Record(
+                self.paths[index].read_bytes(), int(self.labels[index])
+            )
+        except OSError as error:
+            raise images.Corrupt(f"cannot be read: {error}") from error
+
+    def name(self, index: int) -> str:
+        return f"picture {index}, {self.paths[index]}"
+
+
+def _trees(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
+    """(train, test, class names) of either layout."""
+    if not (root / "train").is_dir():
+        names = _classes(root)
+        files = _files(root, names)
+        per_class = len(files) // SHARE
+        kept, held = pipeline.stratified(files.labels, per_class)
+        train, test = (
+            Files(tuple(files.paths[i] for i in part), files.labels[part])
+            for part in (kept, held)
+        )
+        if not len(test):
+            raise ValueError(
+                f"{root}: got {len(files)} pictures, expected at least {SHARE}, of "
+                "which one is for testing"
+            )
+        return train, test, names
+    judge = next((t for t in TEST if (root / t).is_dir()), None)
+    if judge is None:
+        raise ValueError(f"{root}: got a folder train alone, expected {TEST[0]}, too")
+    names = _classes(root / "train")
+    if extra := sorted(set(_classes(root / judge)) - set(names)):
+        raise ValueError(
+            f"{root / judge}: got classes {extra}, which {root / 'train'} lacks"
+        )
+    return _files(root / "train", names), _files(root / judge, names), names
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    if not names:
+        raise ValueError(f"{folder}: found no subfolder, expected one for each class")
+    return tuple(names)
+
+
+@functools.lru_cache(maxsize=8)
+def _files(folder: Path, names: tuple[str, ...]) -> Files:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        inside = folder / name
+        found = sorted(inside.rglob("*")) if inside.is_dir() else []
+        found = [p for p in found if p.suffix.lower() in SUFFIXES and p.is_file()]
+        if not found:
+            kinds = ", ".join(SUFFIXES)
+            raise ValueError(f"{inside}: found no picture, expected {kinds}")
+        paths += found
+        labels += [label] * len(found)
+    return Files(tuple(paths), np.array(labels, np.int32))

@@ -1,0 +1,32 @@
+"""A2OS2A on Fashion-MNIST: 28x28, T = 2, for two CPU cores.
+
+python -m a2os2a_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion
+python -m a2os2a_jax.main --config=configs/fashion_mnist.py:short --workdir=runs/fs
+python -m a2os2a_jax.main --config=configs/fashion_mnist.py:smoke --workdir=runs/smoke
+... --config.data.data_dir=DIR --config.model.attention.kind=vssa
+"""
+
+from a2os2a_jax import config
+
+
+def get_config(mode: str = "full"):
+    """`full`; `short` is a schedule to compare attentions with; `smoke` fake images."""
+    c = config.default()
+    c.data.update(name="fashion_mnist", size=32)  # enlarged, to be halved three times
+    c.model.update(variant="2-96", timesteps=2, heads=4, pool="1110")
+    c.augment.update(flip=True, shift=2.0)
+    c.optim.update(lr=2e-3, warmup_epochs=1.0, weight_decay=0.06, clip=1.0)
+    c.train.update(batch=128, epochs=20.0, label_smoothing=0.1, log_steps=100)
+    c.train.save_epochs = 1.0
+    if mode == "short":
+        c.train.epochs = 3.0
+    elif mode == "smoke":
+        c.data.update(name="fake", size=32, channels=1)
+        c.model.update(variant="1-32", timesteps=2)
+        c.train.update(batch=32, epochs=2.0, log_steps=4)
+        c.optim.warmup_epochs = 0.5
+    elif mode != "full":
+        raise ValueError(
+            f"configs/fashion_mnist.py: got :{mode}, expected :full, :short or :smoke"
+        )
+    return c

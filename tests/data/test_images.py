@@ -1,0 +1,220 @@
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import pytest
+
+from a2os2a_jax.data import images
+
+RNG = np.random.RandomState
+
+
+class Made:
+    """Records from a list of (image, label)."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return images.Record(*self.rows[index])
+
+    def name(self, index):
+        return f"row {index}"
+
+
+def noise(seed, *shape):
+    return RNG(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+EXACT = images.Target(4, 3, 10, (4, 4))
+FREE = images.Target(8, 3, 10)
+
+
+@pytest.fixture(scope="module")
+def rows(encode):
+    return [(encode(noise(i, 4, 4, 3)), i % 10) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def broken(rows, encode):
+    """Nine that are whole; 2 is cut, 5 too large, 7 has a label out of range."""
+    rows = list(rows)
+    rows[2] = (rows[2][0][:60], 2)
+    rows[5] = (encode(noise(5, 4, 6, 3)), 5)
+    rows[7] = (rows[7][0], 10)
+    return Made(rows)
+
+
+def test_what_is_stored_is_what_comes_out(rows):
+    x, y = images.decode_all(Made(rows), EXACT, what="made")
+    np.testing.assert_array_equal(x, [noise(i, 4, 4, 3) for i in range(12)])
+    assert (x.dtype, y.dtype, y.tolist()) == (np.uint8, np.int32, [*range(10), 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (2, "row 2: not a whole picture"),
+        (5, "row 5: got 4x6 pixels, expected 4x4"),
+        (7, "row 7: got label 10, expected 0 to 9"),
+    ],
+)
+def test_what_cannot_be_read_is_named(broken, index, message):
+    with pytest.raises(images.Corrupt, match=message):
+        images.example(broken, index, EXACT, None)
+
+
+def test_the_first_that_cannot_be_read_stops_it(broken):
+    with pytest.raises(images.Corrupt, match="made: row 2.*data.corrupt=skip"):
+        images.decode_all(broken, EXACT, what="made")
+
+
+def test_what_is_left_out_is_counted_and_named(broken, capsys):
+    x, y = images.decode_all(broken, EXACT, what="made", corrupt="skip")
+    assert y.tolist() == [0, 1, 3, 4, 6, 8, 9, 0, 1]
+    np.testing.assert_array_equal(x[2], noise(3, 4, 4, 3))
+    err = capsys.readouterr().err
+    assert "row 2" in err and "row 5" in err and "row 7" in err
+    assert "made: 3 of 12 records left out" in err
+
+
+def test_many_that_are_left_out_are_not_all_named(capsys):
+    made = Made([(b"", 0)] * 40 + [(noise(0, 4, 4, 3), 1)])
+    images.decode_all(made, EXACT, what="made", corrupt="skip")
+    err = capsys.readouterr().err
+    assert err.count("\n") < 10 and "40 of 41 records" in err
+
+
+def test_nothing_readable_is_an_error():
+    with pytest.raises(ValueError, match="made: got no readable example of 2"):
+        images.decode_all(Made([(b"x", 0)] * 2), EXACT, what="made", corrupt="skip")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, -1, -12])
+def test_every_cut_of_a_jpeg_is_found(encode, cut):
+    whole = encode(noise(0, 40, 40, 3), "JPEG")
+    images.open_image(whole, 3)
+    with pytest.raises(images.Corrupt):
+        images.open_image(whole[:cut], 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_other_kinds_are_converted(mode, channels):
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(noise(1, 9, 9, 3)).convert(mode).save(file, "TIFF")
+    target = dataclasses.replace(FREE, channels=channels)
+    x, _ = images.example(Made([(file.getvalue(), 0)]), 0, target, None)
+    assert x.shape == (8, 8, channels) and x.std() > 5
+
+
+def test_evaluation_sees_the_middle():
+    left, top, right, bottom = images.centre_box(80, 160)
+    assert (right - left, bottom - top) == (70, 70)
+    assert (left + right, top + bottom) == (160, 80)
+    picture = np.zeros((80, 160, 3), np.uint8)
+    picture[10:70, 50:110] = 255  # inside the box everywhere but at its border
+    x, _ = images.example(Made([(picture, 0)]), 0, FREE, None)
+    assert x[1:-1, 1:-1].min() == 255
+
+
+def test_random_parts_have_the_law_they_claim():
+    rng, share, aspect = RNG(0), [], []
+    for _ in range(4000):
+        left, top, right, bottom = images.random_box(rng, 300, 400, 0.08)
+        assert 0 <= left < right <= 400 and 0 <= top < bottom <= 300
+        share.append((right - left) * (bottom - top) / 120_000)
+        aspect.append(np.log((right - left) / (bottom - top)))
+    # large parts fit less often, so the mean lies below that of [0.08, 1]
+    assert 0.40 < np.mean(share) < 0.47 and min(share) > 0.075 and max(share) > 0.9
+    assert abs(np.mean(aspect)) < 0.05 and np.abs(aspect).max() < np.log(4 / 3) + 0.03
+
+
+def test_a_picture_too_flat_gives_its_middle():
+    assert images.random_box(RNG(0), 10, 1000, 1.0) == (493, 0, 506, 10)
+    assert images.random_box(RNG(0), 1000, 10, 1.0) == (0, 493, 10, 506)
+
+
+def test_statistics_by_hand():
+    x = np.array([[0, 255], [255, 255]], np.uint8).reshape(2, 1, 1, 2)
+    mean, std = images.statistics(x)
+    np.testing.assert_allclose(mean, [0.5, 1.0])
+    np.testing.assert_allclose(std, [0.5, 1.0])  # none is 1: constant channels stay
+
+
+def test_normalising_on_the_device():
+    x = noise(0, 5, 4, 4, 3)
+    out = jax.jit(images.normaliser((0.5, 0.4, 0.3), (0.1, 0.2, 0.3), 4))(x)
+    expected = (x / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.3]
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    flat = np.full((1, 4, 4, 1), 51, np.uint8)
+    out = images.normaliser((0.0,), (1.0,), 12)(flat)
+    np.testing.assert_allclose(out, np.full((1, 12, 12, 1), 0.2), atol=1e-6)
+
+
+def keep(x):
+    return x.astype(np.float32)
+
+
+def test_a_streamed_split_gives_what_a_resident_one_gives(rows):
+    split = images.streamed(Made(rows), EXACT, keep, what="made")
+    x, y = images.decode_all(Made(rows), EXACT, what="made")
+    out = split.gather((), split.fetch(np.array([3, 0, 11])))
+    np.testing.assert_array_equal(out["image"], x[[3, 0, 11]])
+    np.testing.assert_array_equal(out["label"], y[[3, 0, 11]])
+    assert split.stream is None
+
+
+def test_evaluation_marks_what_it_cannot_read(broken, capsys):
+    split = images.streamed(broken, EXACT, keep, what="made", corrupt="skip")
+    for _ in range(2):
+        out = split.fetch(np.arange(12))
+        assert out["label"].tolist() == [0, 1, -1, 3, 4, -1, 6, -1, 8, 9, 0, 1]
+    assert capsys.readouterr().err.count("row 2") == 1  # said once
+    with pytest.raises(images.Corrupt, match="row 5"):
+        images.streamed(broken, EXACT, keep, what="made").fetch(np.array([5]))
+
+
+def test_training_takes_the_next_that_can_be_read(broken):
+    how = dict(what="made", corrupt="skip", train=True)
+    split = images.streamed(broken, EXACT, keep, **how)
+    (batch,) = split.stream(lambda step: np.array([2, 7, 1]), 0, 1)
+    assert batch["label"].tolist() == [3, 8, 1]
+
+
+def test_training_ends_where_nothing_can_be_read():
+    made = Made([(b"", 0)] * 3)
+    how = dict(what="made", corrupt="skip", train=True)
+    split = images.streamed(made, EXACT, keep, **how)
+    with pytest.raises(ValueError, match="no readable example of 3"):
+        list(split.stream(lambda step: np.array([1]), 0, 1))
+
+
+def test_crops_are_a_function_of_seed_step_and_index(encode):
+    made = Made([(encode(noise(i, 40, 50, 3)), i) for i in range(4)])
+    target = dataclasses.replace(FREE, area=0.08)
+
+    def stream(seed, first, last):
+        how = dict(what="made", train=True, seed=seed)
+        split = images.streamed(made, target, keep, **how)
+        return list(split.stream(lambda step: np.array([step % 4, 1]), first, last))
+
+    run, later = stream(0, 0, 6), stream(0, 4, 6)
+    for a, b in zip(run[4:], later, strict=True):  # resumed at step 4
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+    assert [row["label"].tolist() for row in run] == [[s % 4, 1] for s in range(6)]
+    assert (run[0]["image"][1] != run[2]["image"][1]).any()  # another step
+    assert (run[0]["image"] != stream(1, 0, 1)[0]["image"]).any()  # another seed
+    np.testing.assert_array_equal(run[1]["image"][0], run[1]["image"][1])
+
+
+def test_another_way_to_meet_what_is_broken_is_refused():
+    with pytest.raises(ValueError, match="data.corrupt: got 'ignore', expected error"):
+        images.check_corrupt("ignore")
