@@ -13,13 +13,6 @@ from ml_collections import ConfigDict, config_dict
 
 _LATER = "not built yet"
 NOT_BUILT = {  # key -> the only value it may have so far
-    "augment.crop": 0,
-    "augment.randaugment": None,
-    "augment.jitter": 0.0,
-    "augment.erase": 0.0,
-    "augment.mixup": 0.0,
-    "augment.cutmix": 0.0,
-    "augment.off_epoch": None,
     "train.profile_steps": None,
     "mesh.fsdp": 1,
 }
@@ -92,13 +85,18 @@ def default() -> ConfigDict:
         shift=0.0,  # pixels
         rotate=0.0,  # degrees
         zoom=0.0,
-        crop=0,
-        randaugment=unset(str),
-        jitter=0.0,
-        erase=0.0,
-        mixup=0.0,
-        cutmix=0.0,
-        off_epoch=unset(int),  # augment.mixup and cutmix stop here
+        crop=0,  # pixels of a border, out of which the old size is cut
+        jitter=0.0,  # of brightness, contrast and saturation
+        randaugment=unset(str),  # "rand-m9-n1-mstd0.4-inc1", as timm writes it
+        ops="timm",  # of it: timm's fifteen operations, or spikformer's five
+        resample="bicubic",  # of it: bilinear, bicubic
+        erase=0.0,  # chance that a rectangle becomes the mean colour
+        roll=0,  # pixels: out at one side and in at the other
+        cutout=0,  # pixels: the side of a square that becomes 0
+        drop=0.0,  # chance that a value becomes 0, as if its events were lost
+        mixup=0.0,  # alpha
+        cutmix=0.0,  # alpha; with both, one or the other for each batch
+        off_epoch=unset(int),  # mixup and cutmix stop here
     )
     c.optim = dict(
         name="adamw",  # adamw, lamb, sgd
@@ -123,6 +121,7 @@ def default() -> ConfigDict:
         loss="cross_entropy",  # of the mean over time; "tet" of every step
         tet_mse=0.05,  # share of the squared distance to 1 in "tet"
         label_smoothing=0.0,
+        dispatch=1,  # steps in one call of the device, which is slow to call
         log_steps=50,
         save_epochs=10.0,
         keep=2,  # checkpoints: the last so many, and the best on a validation split
@@ -184,7 +183,7 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"{key}: got {value}, expected a finite number")
     for key in ("train.batch", "eval.batch", "train.log_steps", "train.accumulate"):
         _above(key, flat[key], 0)
-    for key in ("train.keep", "eval.average", "eval.draws"):
+    for key in ("train.keep", "train.dispatch", "eval.average", "eval.draws"):
         _above(key, flat[key], 0)
     if flat["train.batch"] % flat["train.accumulate"]:
         raise ValueError(

@@ -33,6 +33,11 @@
     writes    a line to DIR/evaluations.jsonl
     next      --mode=train with --config.init_from=DIR and another workdir
 
+--mode=preview  draws what the model sees in training: the first batches, augmented
+    keys      data.* augment.* seed train.batch; the others change nothing
+    writes    DIR/figures/preview.png
+    next      --mode=train
+
 --mode=plan   shows what training would be: layers, steps, learning rate, memory
     keys      as in training
     writes    nothing, and needs no workdir; with one it says how far the run there is
@@ -55,10 +60,11 @@ MODES = {  # mode -> module with run(config, workdir)
     "train": "a2os2a_jax.commands.train",
     "eval": "a2os2a_jax.commands.eval",
     "probe": "a2os2a_jax.commands.probe",
+    "preview": "a2os2a_jax.commands.preview",
     "plan": "a2os2a_jax.commands.plan",
 }
 NO_WORKDIR = ("plan",)  # modes that need none, and then get None
-LATER = ("preview", "certify", "energy", "figures", "export", "predict", "bench")
+LATER = ("certify", "energy", "figures", "export", "predict", "bench")
 
 
 def usage(mode: str | None = None) -> str:

@@ -38,13 +38,6 @@ def test_a_key_that_no_one_reads_is_refused():
 
 
 OTHER = {  # a value that is not the default, of the key's type
-    "augment.crop": 4,
-    "augment.randaugment": "rand-m9",
-    "augment.jitter": 0.4,
-    "augment.erase": 0.25,
-    "augment.mixup": 0.5,
-    "augment.cutmix": 1.0,
-    "augment.off_epoch": 200,
     "train.profile_steps": "10-20",
     "mesh.fsdp": 2,
 }
@@ -66,6 +59,7 @@ RANGES = [
     ("train.batch", 0, "> 0"),
     ("eval.batch", -1, "> 0"),
     ("train.log_steps", 0, "> 0"),
+    ("train.dispatch", 0, "> 0"),
     ("train.steps", 0, "> 0"),
     ("train.stop_after", 0, "> 0"),
     ("eval.examples", 0, "> 0"),

@@ -115,6 +115,8 @@ def describe(config: ConfigDict, parts: Parts, n: dict) -> list[tuple[str, str]]
     neuron = neurons.resolve(m.neuron.to_dict())
     accumulated = f"{t.batch} = {t.accumulate} x {n['micro_batch']}"
     changes = {k: v for k, v in config.augment.items() if v}
+    if not config.augment.randaugment:  # else they say what of it
+        changes = {k: v for k, v in changes.items() if k not in ("ops", "resample")}
     epochs = parts.total_steps / parts.epoch_steps
     drop = "" if data.train.fresh else ", which leaves out an incomplete last batch"
     return [
@@ -230,7 +232,7 @@ def standing(config: ConfigDict, folder: Path, steps: int) -> tuple[str, str]:
     """
     path = folder / "config.json"
     if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if not workdirs.is_free(folder):
             return "taken", f"{folder} holds files that no run made: take another"
         if folder.exists() and not folder.is_dir():
             return "taken", f"{folder} is a file: take another"

@@ -136,13 +136,15 @@ def run(
         parts.rate,
         train,
         key=step_key,
-        augment=parts.augment,
+        inputs=parts.inputs,
         loss=parts.loss,
         accumulate=c.accumulate,
         ema=parts.ema,
         frozen=parts.frozen,
     )
     whole = parallel.whole(parts.mesh)
+    if c.dispatch > 1:
+        train_step = step.make_many_steps(train_step, c.dispatch)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
     resident = parallel.put_whole(train.resident, parts.mesh)
     held_out = parts.dataset.validation is not None
@@ -181,7 +183,8 @@ def run(
         }
 
     # ---- steps
-    window: list[tuple[int, dict[str, jax.Array]]] = []  # logged when it is full
+    # (steps of a dispatch, their metrics), logged when it is full
+    window: list[tuple[range, dict[str, jax.Array]]] = []
     of_training = [r for r in earlier if r.get("split") == "train" and "lr" in r]
     record = of_training[-1] if of_training else {}
     finite = jax.jit(step.finite, out_shardings=whole)
@@ -195,14 +198,24 @@ def run(
 
     def drain() -> dict[str, float]:
         """Means of the window; the numbers are fetched here, and looked at."""
-        rows = jax.device_get([row for _, row in window])
-        for (at, _), row in zip(window, rows, strict=True):
+        rows = []
+        for steps, found in zip(
+            [steps for steps, _ in window],
+            jax.device_get([found for _, found in window]),
+            strict=True,
+        ):
+            if c.dispatch == 1:
+                rows.append(found)
+            else:
+                rows += [{k: v[i] for k, v in found.items()} for i in range(len(steps))]
+        all_steps = [at for steps, _ in window for at in steps]
+        for at, row in zip(all_steps, rows, strict=True):
             for name in ("loss", "grad_norm"):
                 if not math.isfinite(row[name]):
                     fail(at, f"{name} is {float(row[name])}")
         for name, is_finite in jax.device_get(finite(state.variables)).items():
             if not is_finite:
-                fail(window[-1][0], f"{name} holds NaN or infinity")
+                fail(all_steps[-1], f"{name} holds NaN or infinity")
         window.clear()
         means = {k: _mean({i: r[k] for i, r in enumerate(rows)}) for k in rows[0]}
         return means | {"lr": float(rows[-1]["lr"])}
@@ -232,17 +245,38 @@ def run(
         return parallel.local_part(indices)
 
     feed = pipeline.feed(train, order, start, last)
+
+    def dispatch(done: int) -> range:
+        """Sends the next steps, as many as go at once; returns which."""
+        nonlocal state
+        if c.dispatch == 1:
+            payload = parallel.put_batch(next(feed), parts.mesh)
+            state, row = train_step(state, resident, payload)
+            steps = range(done + 1, done + 2)
+        else:
+            # up to the next one that somebody wants to look at
+            ends = [done + c.dispatch, last]
+            ends += [done + n - done % n for n in (c.log_steps, every["save"])]
+            if validate:
+                ends.append(done + every["validate"] - done % every["validate"])
+            steps = range(done + 1, min(ends) + 1)
+            payloads = [next(feed) for _ in steps]
+            payloads += payloads[:1] * (c.dispatch - len(steps))
+            payloads = parallel.put_batches(payloads, parts.mesh)
+            state, row = train_step(state, resident, payloads, np.int32(len(steps)))
+        window.append((steps, row))
+        if done == start:
+            jax.block_until_ready(row)  # compiled: the clock of the rates starts
+            progress.mark(steps[-1])
+        return steps
+
     stopped_by, final_scores = None, None
     with interrupt, checkpoints, contextlib.closing(progress):
         if start and validated_at(start) and not logged(start, "validation"):
             judge(validate, start, "validation")  # a signal had no time for it
-        for now in range(start + 1, last + 1):
-            payload = parallel.put_batch(next(feed), parts.mesh)
-            state, row = train_step(state, resident, payload)
-            window.append((now, row))
-            if now == start + 1:
-                jax.block_until_ready(row)  # compiled: the clock of the rates starts
-                progress.mark(now)
+        now = start
+        while now < last:
+            now = dispatch(now)[-1]
             saves, validates = saved_at(now) or now == last, validated_at(now)
             stopped_by, score = interrupt.requested(now), None
             if now % c.log_steps == 0 or saves or validates or stopped_by:

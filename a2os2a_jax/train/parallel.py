@@ -6,6 +6,7 @@ batch.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -78,6 +79,13 @@ def put_batch(local: Any, mesh: Mesh) -> Any:
     """This process's part of the batch -> global arrays, split over devices."""
     make = jax.make_array_from_process_local_data
     return jax.tree.map(lambda x: make(split(mesh), np.asarray(x)), local)
+
+
+def put_batches(locals_: Sequence[Any], mesh: Mesh) -> Any:
+    """As `put_batch`, of several batches: [steps, B, ...], B split over devices."""
+    make = jax.make_array_from_process_local_data
+    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+    return jax.tree.map(lambda *x: make(sharding, np.stack(x)), *locals_)
 
 
 def put_whole(tree: Any, mesh: Mesh) -> Any:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from a2os2a_jax import config as configs
 from a2os2a_jax import data as datasets
 from a2os2a_jax.analysis import summary
-from a2os2a_jax.data import augment, pipeline
+from a2os2a_jax.data import augment, mix, pipeline
 from a2os2a_jax.models import build
 from a2os2a_jax.train import losses, optim, parallel, step
 from a2os2a_jax.train.evaluate import Evaluator, size_of
@@ -27,7 +27,7 @@ class Parts(NamedTuple):
     mesh: Mesh
     tx: optax.GradientTransformation
     rate: optax.Schedule
-    augment: augment.Augment | None
+    inputs: step.Inputs
     loss: losses.Loss
     ema: float | None
     total_steps: int
@@ -139,17 +139,14 @@ def prepare(config: ConfigDict) -> Parts:
         layer_decay=o.layer_decay,
     )
     loss = losses.make(t.loss, smoothing=t.label_smoothing, mse=t.tet_mse)
-    a = config.augment
-    augmented = augment.build(
-        flip=a.flip, shift=a.shift, rotate=a.rotate, zoom=a.zoom, fill=dataset.black
-    )
+    inputs = _inputs(config.augment, dataset, epoch_steps)
     parts = Parts(
         dataset=dataset,
         model=model,
         mesh=mesh,
         tx=tx,
         rate=rate,
-        augment=augmented,
+        inputs=inputs,
         loss=loss,
         ema=t.ema,
         frozen=frozen,
@@ -157,9 +154,24 @@ def prepare(config: ConfigDict) -> Parts:
         epoch_steps=epoch_steps,
     )
     parts.abstract_state()  # shapes that do not fit are found by tracing
-    if augmented is not None:
-        jax.eval_shape(augmented, jax.random.key(0), parts._example())
+    batch = {"image": parts._example(), "label": jnp.zeros(1, jnp.int32)}
+    jax.eval_shape(lambda b: inputs(b, jax.random.key(0), jnp.int32(0)), batch)
     return parts
+
+
+def _inputs(a: ConfigDict, dataset: pipeline.Dataset, epoch_steps: int) -> step.Inputs:
+    """What `augment.*` makes of a batch."""
+    names = ("crop", "flip", "shift", "rotate", "zoom", "jitter", "randaugment", "ops")
+    names += ("resample", "erase", "roll", "cutout", "drop")
+    augmented = augment.build(
+        **{name: a[name] for name in names},
+        fill=dataset.black,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+    mixed = mix.build(mixup=a.mixup, cutmix=a.cutmix)
+    until = None if a.off_epoch is None else a.off_epoch * epoch_steps
+    return step.Inputs(augmented, mixed, dataset.classes, until)
 
 
 def _check_stem(stem: str, steps: int, frames: int | None, dataset) -> None:

@@ -16,6 +16,7 @@ import optax
 
 from a2os2a_jax.analysis import rates
 from a2os2a_jax.data.augment import Augment
+from a2os2a_jax.data.mix import Mix
 from a2os2a_jax.data.pipeline import Split
 from a2os2a_jax.train import losses, optim
 
@@ -63,6 +64,37 @@ def init_state(
     return state._replace(ema=state.variables) if ema else state
 
 
+class Inputs(NamedTuple):
+    """What becomes of a batch between the data and the model.
+
+    augment: see `data.augment.build`. mix: see `data.mix.build`.
+    classes: how many there are; needed to mix.
+    mix_until: step from which on nothing is mixed; None for never.
+    """
+
+    augment: Augment | None = None
+    mix: Mix | None = None
+    classes: int = 0
+    mix_until: int | None = None
+
+    def __call__(
+        self, batch: dict[str, jax.Array], key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(images [B, ...], labels [B], or [B, classes] with `mix`)."""
+        images, labels = batch["image"], batch["label"]
+        if self.augment is not None:
+            images = self.augment(key, images)
+        if self.mix is not None:
+            on = True if self.mix_until is None else step < self.mix_until
+            targets = jax.nn.one_hot(labels, self.classes)
+            key = jax.random.fold_in(key, _MIX)
+            images, labels = self.mix(key, images, targets, jnp.asarray(on))
+        return images, labels
+
+
+UNCHANGED = Inputs()
+
+
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -70,7 +102,7 @@ def make_train_step(
     split: Split,
     *,
     key: jax.Array,
-    augment: Augment | None = None,
+    inputs: Inputs = UNCHANGED,
     loss: losses.Loss | None = None,
     accumulate: int = 1,
     ema: float | None = None,
@@ -80,10 +112,11 @@ def make_train_step(
 
     Randomness is a function of (key, state.step), so a resumed run draws what the
     uninterrupted one would have drawn. Metrics are scalars: loss (the one minimised),
-    accuracy (of the augmented batch), grad_norm (before clipping, of what is not
-    frozen), lr.
+    accuracy (of the augmented batch, by each example's own label), grad_norm (before
+    clipping, of what is not frozen), lr.
 
     Args:
+      inputs: what becomes of the images on their way to the model.
       loss: cross entropy of the scores averaged over time by default.
       accumulate: the batch is taken in so many parts, one after the other, to save
         memory; the gradient is the mean of theirs. Batch normalisation sees one part at
@@ -95,7 +128,7 @@ def make_train_step(
     loss = losses.make("cross_entropy") if loss is None else loss
     how = {"per_step": True} if loss.per_step else {}
 
-    def loss_fn(params, batch_stats, images, labels, drop_key):
+    def loss_fn(params, batch_stats, images, targets, labels, drop_key):
         if frozen:
             still = optim.named(params, frozen)
             params = jax.tree.map(
@@ -109,36 +142,34 @@ def make_train_step(
             rngs={"drop_path": drop_key},
             **how,
         )
-        value = loss.value(logits, labels).mean()
+        value = loss.value(logits, targets).mean()
         answer = logits.mean(1) if loss.per_step else logits
         accuracy = (answer.argmax(-1) == labels).mean()
         return value, (accuracy, new["batch_stats"])
 
-    def part(params, batch_stats, resident, payload, key):
+    def part(params, batch_stats, resident, payload, key, now):
         """(gradient, loss, accuracy, batch_stats) of one micro-batch."""
         batch = split.gather(resident, payload)
-        images, labels = batch["image"], batch["label"]
-        if augment is not None:
-            images = augment(key, images)
+        images, targets = inputs(batch, key, now)
         drop_key = jax.random.fold_in(key, _DROP_PATH)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (value, (accuracy, batch_stats)), grads = grad_fn(
-            params, batch_stats, images, labels, drop_key
+            params, batch_stats, images, targets, batch["label"], drop_key
         )
         return (grads, value, accuracy), batch_stats
 
-    def parts(params, batch_stats, resident, payload, key):
+    def parts(params, batch_stats, resident, payload, key, now):
         def body(carry, x):
             sums, batch_stats = carry
             i, payload = x
             new, batch_stats = part(
-                params, batch_stats, resident, payload, jax.random.fold_in(key, i)
+                params, batch_stats, resident, payload, jax.random.fold_in(key, i), now
             )
             return (jax.tree.map(jnp.add, sums, new), batch_stats), None
 
         many = jax.tree.map(lambda x: _apart(x, accumulate), payload)
         one = jax.tree.map(lambda x: x[0], many)
-        shapes, _ = jax.eval_shape(part, params, batch_stats, resident, one, key)
+        shapes, _ = jax.eval_shape(part, params, batch_stats, resident, one, key, now)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (sums, batch_stats), _ = jax.lax.scan(
             body, (zeros, batch_stats), (jnp.arange(accumulate), many)
@@ -149,7 +180,7 @@ def make_train_step(
         step_key = jax.random.fold_in(key, state.step)
         compute = part if accumulate == 1 else parts
         (grads, value, accuracy), batch_stats = compute(
-            state.params, state.batch_stats, resident, payload, step_key
+            state.params, state.batch_stats, resident, payload, step_key, state.step
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {
@@ -168,7 +199,32 @@ def make_train_step(
     return train_step
 
 
-_DROP_PATH = 0x64726F70  # beyond the size of any batch: augment's keys are below
+# beyond the size of any batch: augment's keys are below
+_DROP_PATH, _MIX = 0x64726F70, 0x6D697875
+
+
+def make_many_steps(train_step: Callable, most: int) -> Callable:
+    """(state, resident, payloads, count) -> (state, metrics), `count` steps at once.
+
+    payloads: those of `most` steps, stacked, of which the first `count` are taken.
+    metrics: [most] each, of which the first `count` were measured. How many steps go
+    into a call changes no number: it is one program for any count.
+    """
+
+    def many_steps(state: TrainState, resident: PyTree, payloads: PyTree, count):
+        first = jax.tree.map(lambda x: x[0], payloads)
+        _, shapes = jax.eval_shape(train_step, state, resident, first)
+        rows = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+
+        def body(i, carry):
+            state, rows = carry
+            payload = jax.tree.map(lambda x: x[i], payloads)
+            state, row = train_step(state, resident, payload)
+            return state, jax.tree.map(lambda all, x: all.at[i].set(x), rows, row)
+
+        return jax.lax.fori_loop(0, count, body, (state, rows))
+
+    return many_steps
 
 
 def _apart(x: jax.Array, parts: int) -> jax.Array:

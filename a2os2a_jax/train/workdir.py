@@ -19,6 +19,9 @@ from a2os2a_jax.train.setup import Parts, prepare
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+PREVIEW = "figures/preview.png"  # may be there before a run is
+
+
 def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     """Makes `workdir` this config's, or finds that it is.
 
@@ -38,8 +41,7 @@ def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             )
         result = workdir / "result.json"
         return read_json(result) if result.exists() else None
-    half = _temp(path).name  # of a run that was killed before it had a config
-    if workdir.is_dir() and any(p.name != half for p in workdir.iterdir()):
+    if not is_free(workdir):
         raise ValueError(
             f"workdir {workdir} is not empty and holds no config.json, expected a new "
             "or empty directory, or one of this program's"
@@ -53,6 +55,15 @@ def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             ) from error
         write_json(path, mine)
     return None
+
+
+def is_free(workdir: Path) -> bool:
+    """Whether all there is, in a folder without a config, is what we left."""
+    if not workdir.is_dir():
+        return True
+    half = _temp(workdir / "config.json").name  # killed before it had a config
+    files = {p.relative_to(workdir).as_posix() for p in workdir.rglob("*")}
+    return files <= {half, "figures", PREVIEW}
 
 
 def open_run(

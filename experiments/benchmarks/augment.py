@@ -75,7 +75,7 @@ def main() -> None:
             parts.rate,
             train,
             key=jax.random.key(0),
-            augment=parts.augment,
+            inputs=parts.inputs,
             loss=parts.loss,
         ),
         donate_argnums=0,

@@ -562,3 +562,27 @@ def test_an_image_augmentation_of_tokens_is_found_before_anything_is_written(tmp
     with pytest.raises(ValueError, match=r"augment: got \(1, 5, 15\)"):
         loop.run(c, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+# ---- several steps in one call of the device
+
+
+def test_steps_that_go_together_stop_and_go_on_bit_for_bit(tmp_path):
+    """Where a run is looked at, stopped or saved moves no bit of what it computes."""
+    short = dict(train__dispatch=4, toy=False)
+    whole = run(tmp_path / "whole", **short)
+    run(tmp_path / "parts", train__stop_after=5, train__log_steps=2, **short)
+    parts = run(tmp_path / "parts", **short)
+    assert whole["test"] == parts["test"] and whole["steps"] == STEPS
+    assert whole["activity"] == parts["activity"]
+    lines = metrics.read_lines(tmp_path / "whole" / "metrics.jsonl")
+    at = [r["step"] for r in lines if r["split"] == "train"]
+    assert at == sorted({*range(LOG, STEPS + 1, LOG), EPOCH, STEPS})
+    one = run(tmp_path / "one", toy=False)  # another program: the same up to rounding
+    assert one["train"]["loss"] == pytest.approx(whole["train"]["loss"], rel=1e-4)
+    assert one["test"]["loss"] == pytest.approx(whole["test"]["loss"], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_found_in_the_middle_of_a_call(tmp_path):
+    with pytest.raises(loop.NonFiniteError, match="step 6: loss is nan"):
+        run(tmp_path, bad=np.nan, toy=False, train__dispatch=4)

@@ -62,12 +62,18 @@ def measure() -> dict[str, np.ndarray]:
         lambda n: 1.0,
         data.train,
         key=key,
-        augment=moves,
+        inputs=step.Inputs(moves),
         loss=losses.make("cross_entropy", smoothing=0.1),
     )
 
     in_halves = step.make_train_step(
-        model, tx, lambda n: 1.0, data.train, key=key, augment=moves, accumulate=2
+        model,
+        tx,
+        lambda n: 1.0,
+        data.train,
+        key=key,
+        inputs=step.Inputs(moves),
+        accumulate=2,
     )
 
     def watched(state, resident, payload):

@@ -127,7 +127,7 @@ def test_randomness_is_a_function_of_key_and_step(make, split):
         return images + jax.random.normal(key, images.shape)
 
     def loss(key, number):
-        state, train_step = make(key=key, augment=augment)
+        state, train_step = make(key=key, inputs=step.Inputs(augment))
         state = state._replace(step=jnp.int32(number))
         return float(train_step(state, split.resident, PAYLOAD)[1]["loss"])
 
@@ -269,7 +269,7 @@ def test_every_part_draws_its_own_augmentation(split):
 
     losses_seen = []
     for parts in (1, 2, 4):
-        state, made = _linear(split, accumulate=parts, augment=noise)
+        state, made = _linear(split, accumulate=parts, inputs=step.Inputs(noise))
         losses_seen.append(float(_step(made, state, split)[1]["loss"]))
     assert len(set(losses_seen)) == 3
 
@@ -338,3 +338,87 @@ def test_dropped_paths_are_a_function_of_key_and_step(split):
     seen = [loss(KEY, n) for n in range(4)]
     assert len(set(seen)) > 2
     assert seen == [loss(KEY, n) for n in range(4)]
+
+
+# ---- several steps in one call
+
+
+def test_how_many_steps_go_at_once_changes_no_number(split):
+    model, tx = Toy(), optax.sgd(0.1)
+    state = step.init_state(model, tx, KEY, jnp.zeros((1, 2)))
+    one = step.make_train_step(model, tx, lambda n: 0.1, split, key=KEY)
+    many = jax.jit(step.make_many_steps(one, 4))
+    payloads = np.stack([np.roll(PAYLOAD, i)[:3] for i in range(4)])
+
+    def run(*counts):
+        at, now, rows = 0, state, []
+        for count in counts:
+            padded = np.concatenate([payloads[at : at + count], payloads])[:4]
+            now, found = many(now, split.resident, padded, np.int32(count))
+            rows += [{k: float(v[i]) for k, v in found.items()} for i in range(count)]
+            at += count
+        return now, rows
+
+    whole, rows = run(4)
+    for counts in ((1, 3), (2, 2), (1, 1, 1, 1)):
+        again, others = run(*counts)
+        jax.tree.map(np.testing.assert_array_equal, again, whole)
+        assert others == rows
+    assert many._cache_size() == 1 and whole.step == 4
+    now, one = state, jax.jit(one)
+    for payload in payloads:
+        now, row = one(now, split.resident, payload)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, now, whole)
+    assert rows[-1] == pytest.approx({k: float(v) for k, v in row.items()}, rel=1e-5)
+
+
+# ---- between the data and the model
+
+
+def test_mixed_examples_are_learned_as_such(split):
+    def mix(key, images, targets, on):
+        return images[::-1], jnp.where(on, targets[::-1], targets)
+
+    state, plain = _linear(split)
+    _, mixed = _linear(split, inputs=step.Inputs(mix=mix, classes=3))
+    (a, m), (b, n) = (_step(f, state, split) for f in (plain, mixed))
+    np.testing.assert_allclose(m["loss"], n["loss"], rtol=1e-6)  # all turned round
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), a, b)
+    inputs = step.Inputs(mix=mix, classes=3, mix_until=0)
+    _, off = _linear(split, inputs=inputs)
+    assert float(_step(off, state, split)[1]["loss"]) != pytest.approx(float(m["loss"]))
+
+
+def test_the_three_kinds_of_draws_have_keys_of_their_own():
+    seen = {}
+
+    def augment(key, images):
+        seen["augment"] = key
+        return images
+
+    def mix(key, images, targets, on):
+        seen["mix"] = key
+        return images, targets
+
+    inputs = step.Inputs(augment, mix, classes=3)
+    batch = {"image": IMAGES, "label": np.asarray(LABELS)}
+    images, targets = inputs(batch, KEY, 0)
+    assert targets.shape == (4, 3)
+    positions = [jax.random.fold_in(KEY, i) for i in range(4096)]
+    others = {jax.random.key_data(k).tobytes() for k in positions}
+    assert jax.random.key_data(seen["mix"]).tobytes() not in others
+    assert seen["augment"] is KEY and step._MIX != step._DROP_PATH
+
+
+def test_a_label_of_minus_one_is_not_counted():
+    labels = np.array([0, -1, 2, 0])
+    split = pipeline.resident_split(IMAGES, labels)
+    kept = pipeline.resident_split(IMAGES[[0, 2, 3]], labels[[0, 2, 3]])
+    model = Toy()
+    variables = model.init(KEY, jnp.zeros((1, 2)))
+    variables = {k: variables[k] for k in ("params", "batch_stats")}
+    for make_step in (step.make_eval_step, step.make_activity_step):
+        a = make_step(model, split)(variables, split.resident, PAYLOAD, np.ones(4))
+        b = make_step(model, kept)(variables, kept.resident, PAYLOAD[:3], np.ones(3))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), a, b)
