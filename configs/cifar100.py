@@ -10,9 +10,10 @@ Published (Guo et al. 2025, arXiv:2503.00226): 79.9 % with 2-512 and 76.96 % wit
 spread. Ours: not run yet.
 
 The recipe is that of CIFAR 2-512 in the Spike-Driven Transformer's public code (Yao
-et al. 2023, arXiv:2307.01694). For one data-centre GPU; there, bfloat16 and several steps
-a call: --config.dtype=bfloat16 --config.train.dispatch=20. The time is not known yet; two
-CPU cores need half a minute for a single step of 2-512 (results/augment_time.json).
+et al. 2023, arXiv:2307.01694); ":2-256,20" is the same, of 20 epochs instead of 300.
+For one data-centre GPU; there, bfloat16 and several steps in a call:
+--config.dtype=bfloat16 --config.train.dispatch=20. The time there is not known yet; two
+CPU cores need half a minute for a single step of 2-512.
 """
 
 from a2os2a_jax import config
@@ -21,7 +22,7 @@ HEADS = {"2-256": 8, "2-512": 8, "4-384": 12}  # of the sizes with published res
 
 
 def get_config(mode: str = "full"):
-    """`full` or a size of HEADS is the recipe; `smoke` the same on fake images."""
+    """`full` or SIZE[,EPOCHS] is the recipe; `smoke` the same on fake images."""
     c = config.default()
     c.data.update(name="cifar100", size=32, classes=100)
     c.model.update(variant="2-512", timesteps=4, heads=8, pool="0011")
@@ -30,8 +31,13 @@ def get_config(mode: str = "full"):
     c.optim.update(lr=3e-4, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=20.0)
     c.optim.weight_decay = 0.06
     c.train.update(batch=64, epochs=300.0, label_smoothing=0.1)
-    if mode in HEADS:
-        c.model.update(variant=mode, heads=HEADS[mode])
+    size, _, epochs = mode.partition(",")
+    if size in HEADS and (epochs.isdecimal() or mode == size):
+        c.model.update(variant=size, heads=HEADS[size])
+        if epochs:  # warm-up and mixup keep their share of the schedule
+            c.train.epochs = float(epochs)
+            c.optim.warmup_epochs = c.train.epochs / 15
+            c.augment.off_epoch = round(c.train.epochs * 2 / 3)
     elif mode == "smoke":
         c.data.update(name="fake", classes=10)
         c.model.update(variant="1-32", timesteps=2)
@@ -39,6 +45,7 @@ def get_config(mode: str = "full"):
         c.train.update(batch=32, epochs=1.0, log_steps=4)
     elif mode != "full":
         sizes = ", ".join(f":{size}" for size in HEADS)
+        sizes += ", the same with ,EPOCHS"
         raise ValueError(
             f"configs/cifar100.py: got :{mode}, expected :full, {sizes} or :smoke"
         )

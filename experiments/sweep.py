@@ -13,14 +13,16 @@ spread and n. Commas separate values, except within brackets: straight_through(-
 import argparse
 import itertools
 import json
+import math
 import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -122,13 +124,36 @@ def check(run: Run) -> None:
             )
 
 
-def execute(run: Run) -> bool:
-    """Runs it and files its result; whether it succeeded."""
+def call(line: Sequence[str], file: IO, deadline: float) -> tuple[int, bool]:
+    """(exit code, whether it ended by itself); at the deadline it gets SIGTERM."""
+    process = subprocess.Popen(line, cwd=ROOT, stdout=file, stderr=file)
+    try:
+        left = deadline - time.monotonic()
+        return process.wait(None if left == math.inf else max(left, 0)), True
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it saves, and exits with 0
+        return process.wait(), False
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def execute(run: Run, deadline: float = math.inf) -> bool:
+    """Runs it and files its result; whether it succeeded, or was told to stop.
+
+    deadline: of time.monotonic(); a run is then stopped as by Ctrl-C, and saved.
+    """
+    if time.monotonic() >= deadline:
+        return True
     run.workdir.parent.mkdir(parents=True, exist_ok=True)
     log = run.workdir.with_name(f"{run.name}.log")
     line = [sys.executable, "-m", "a2os2a_jax.main", *run.flags]
     with open(log, "w") as file:
-        code = subprocess.run(line, cwd=ROOT, stdout=file, stderr=file).returncode
+        code, in_time = call(line, file, deadline)
+    if not (code or in_time or (run.workdir / "result.json").exists()):
+        print(f"{run.name}: stopped for the time, and saved", flush=True)
+        return True
     if code or not (run.workdir / "result.json").exists():  # a stopped run exits with 0
         state = f"exit {code}" if code else "stopped before its end"
         print(f"{run.name}: {state}, see {log.relative_to(ROOT)}", flush=True)
@@ -155,14 +180,18 @@ def _short(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def execute_all(runs: Sequence[Run], jobs: int) -> bool:
-    """Those that have no result yet, `jobs` at a time; whether all succeeded."""
+def execute_all(runs: Sequence[Run], jobs: int, minutes: float | None = None) -> bool:
+    """Those that have no result yet, `jobs` at a time; whether none failed.
+
+    minutes: stop after so many; what is at work is saved, and goes on the next time.
+    """
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     for run in runs:
         check(run)
     left = [run for run in runs if not run.result.exists()]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are there", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        return all(list(pool.map(execute, left)))
+        return all(list(pool.map(lambda run: execute(run, deadline), left)))
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -256,12 +285,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--name", help="of the results; the config's name by default")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--minutes", type=float, help="stop after so many, and go on")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     name = args.name or Path(args.config.split(":")[0]).stem + _argument(args.config)
     try:
         runs = runs_of(name, args.config, grid(args.set), range(args.seeds))
-        succeeded = args.collect or execute_all(runs, args.jobs)
+        succeeded = args.collect or execute_all(runs, args.jobs, args.minutes)
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

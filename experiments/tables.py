@@ -1,6 +1,6 @@
-"""Tables of README, made from the JSON files in experiments/results.
+"""Tables of README and docs/data.md, from experiments/results and the catalogue.
 
-python experiments/tables.py            rewrites what lies between the marks in README
+python experiments/tables.py            rewrites what lies between the marks there
 python experiments/tables.py --check    changes nothing, exit code 1 if it would
 """
 
@@ -135,14 +135,37 @@ def render(readme: str) -> str:
     return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
 
 
+def data_table(text: str) -> str:
+    """docs/data.md with its table of statistics and terms, from the catalogue."""
+    sys.path.insert(0, str(ROOT))
+    from a2os2a_jax.data.catalogue import KNOWN
+
+    lines = ["| set | what | mean | std | these are | terms |", "| --- " * 6 + "|"]
+    for name, known in KNOWN.items():
+        numbers = [" ".join(f"{x:.4f}" for x in v) for v in (known.mean, known.std)]
+        cells = [f"`{name}`", known.about, *numbers, known.statistics, known.terms]
+        lines.append(f"| {' | '.join(cells)} |")
+    begin, end = (
+        "<!-- table: made by experiments/tables.py -->",
+        "<!-- end of table -->",
+    )
+    before, rest = text.split(begin)
+    return "\n\n".join([before + begin, "\n".join(lines), end + rest.split(end)[1]])
+
+
+PAGES = {"README.md": render, "docs/data.md": data_table}
+
+
 def main() -> int:
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = render(old)
-    if "--check" in sys.argv:
-        return int(new != old)
-    path.write_text(new)
-    return 0
+    changed = 0
+    for name, make in PAGES.items():
+        path = ROOT / name
+        old = path.read_text()
+        new = make(old)
+        changed |= new != old
+        if "--check" not in sys.argv:
+            path.write_text(new)
+    return int(changed) if "--check" in sys.argv else 0
 
 
 if __name__ == "__main__":

@@ -117,3 +117,15 @@ def test_published_settings_are_kept(name, published):
     )
     assert (c.optim.weight_decay, c.train.label_smoothing) == (0.06, 0.1)
     assert (c.augment.mixup, c.augment.off_epoch) == (0.5, 200)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_shorter_schedule_keeps_its_shares(name):
+    c = _module(name).get_config("2-256,30")
+    assert (c.model.variant, c.train.epochs) == ("2-256", 30)
+    assert (c.optim.warmup_epochs, c.augment.off_epoch) == (2, 20)
+    whole = _module(name).get_config("2-256,300")
+    assert whole == _module(name).get_config("2-256")
+    for wrong in ("2-256,", "2-256,x", "2-25,3"):
+        with pytest.raises(ValueError, match=f"got :{wrong}, expected"):
+            _module(name).get_config(wrong)

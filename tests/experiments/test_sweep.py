@@ -96,7 +96,7 @@ def test_rows_hold_the_runs_of_their_setting_and_no_others(script):
 def test_a_sweep_runs_what_is_missing_files_it_and_goes_on(script, monkeypatch, capsys):
     asked = []
 
-    def fake_run(line, **_):
+    def fake_run(line, *_):
         (workdir,) = (w.split("=", 1)[1] for w in line if w.startswith("--workdir"))
         asked.append(workdir)
         folder = script.ROOT / workdir
@@ -114,9 +114,9 @@ def test_a_sweep_runs_what_is_missing_files_it_and_goes_on(script, monkeypatch, 
         (folder / "result.json").write_text(json.dumps(result | {"activity": layers}))
         record = {"step": 1, "split": "train", "loss": 0.123456789, "lr": 1}
         (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-        return type("Done", (), {"returncode": 0})
+        return 0, True
 
-    monkeypatch.setattr(script.subprocess, "run", fake_run)
+    monkeypatch.setattr(script, "call", fake_run)
     command = [RECALL, "--seeds=2", "--set", f"{KIND}=none", "--name=s"]
     assert script.main(command) == 0
     assert len(asked) == 2 and "0 of 2 runs are there" in capsys.readouterr().out
@@ -137,8 +137,7 @@ def test_a_sweep_runs_what_is_missing_files_it_and_goes_on(script, monkeypatch, 
 
 
 def test_a_failure_is_reported_and_files_nothing(script, monkeypatch, capsys):
-    failing = type("Done", (), {"returncode": 3})
-    monkeypatch.setattr(script.subprocess, "run", lambda *_, **__: failing)
+    monkeypatch.setattr(script, "call", lambda *_: (3, True))
     assert script.main([RECALL, "--seeds=1", "--name=s"]) == 1
     assert (
         "exit 3, see runs/sweeps/s/recall-smoke,seed=0.log" in capsys.readouterr().out
@@ -150,10 +149,36 @@ def test_a_failure_is_reported_and_files_nothing(script, monkeypatch, capsys):
 
 
 def test_a_run_that_was_stopped_is_no_result(script, monkeypatch, capsys):
-    stopped = type("Done", (), {"returncode": 0})
-    monkeypatch.setattr(script.subprocess, "run", lambda *_, **__: stopped)
+    monkeypatch.setattr(script, "call", lambda *_: (0, True))
     assert script.main([RECALL, "--seeds=1", "--name=s"]) == 1
     assert "seed=0: stopped before its end, see" in capsys.readouterr().out
+
+
+def test_a_sweep_stops_for_the_time_and_that_is_no_failure(script, monkeypatch, capsys):
+    monkeypatch.setattr(script, "call", lambda *_: (0, False))
+    assert script.main([RECALL, "--seeds=2", "--name=s", "--minutes=1"]) == 0
+    assert capsys.readouterr().out.count("stopped for the time, and saved") == 2
+    monkeypatch.setattr(script, "call", lambda *_: pytest.fail("no time was left"))
+    assert script.main([RECALL, "--seeds=2", "--name=s", "--minutes=0"]) == 0
+
+
+def test_a_program_gets_a_signal_at_the_deadline(script, tmp_path):
+    code = """
+import signal, sys, time
+def stop(*_):
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        line = [script.sys.executable, "-c", code]
+        assert script.call(line, file, script.time.monotonic() + 3) == (0, False)
+        ends = [script.sys.executable, "-c", "import sys; sys.exit(3)"]
+        assert script.call(ends, file, script.math.inf) == (3, True)
+    assert log.read_text().split() == ["ready", "saved"]
 
 
 def test_a_wrong_setting_is_found_before_anything_runs(script, capsys):
