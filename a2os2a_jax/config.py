@@ -40,6 +40,8 @@ def default() -> ConfigDict:
         timesteps=unset(int),  # frames of an example; None for static images
         pairs=unset(int),  # (key, value) tokens of recall
         validation=0,  # training examples held out
+        slice_by=unset(str),  # events to frames: count, or time
+        fit=unset(str),  # frames to another size: pad, resize, crop
         corrupt=unset(str),  # what cannot be read stops the program: error, or is skip
         area=unset(float),  # of a picture that a random crop has at least, on the host
         workers=unset(int),  # processes that decode what is streamed; None for threads

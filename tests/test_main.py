@@ -65,10 +65,6 @@ WRONG = {
     ),
     "kind": (["--config.model.attention.kind=some"], ["got 'some'", "'a2os2a'"]),
     "rule": (["--config.model.neuron.rule=some"], ["got 'some'", "'paper'"]),
-    "source not built": (
-        ["--config.data.name=nmnist"],
-        ["data.name 'nmnist' is not built yet", "digits"],
-    ),
     "data that are not there": (
         ["--config.data.name=folder:nowhere"],
         ["data.name: found no folder", "nowhere"],

@@ -107,7 +107,7 @@ def _sources() -> list[str]:
             rows += [(name, _known(name)) for name in names]
             rows.append(("", about))
         rows.append(("", f"takes {', '.join(takes)}"))
-    return [*_columns(rows), *_planned(data.PLANNED)]
+    return _columns(rows)
 
 
 def _known(name: str) -> str:

@@ -15,13 +15,17 @@ SOURCES = {  # name -> module with a `load`, imported when asked for
     "fashion_mnist": f"{_HOME}.tfds",
     "imagenet2012": f"{_HOME}.tfds",
     "mnist": f"{_HOME}.tfds",
+    "cifar10_dvs": f"{_HOME}.events",
+    "dvs128_gesture": f"{_HOME}.events",
+    "ncaltech101": f"{_HOME}.events",
+    "nmnist": f"{_HOME}.events",
+    "nmnist_sample": f"{_HOME}.events",
 }
 SCHEMES = {  # of names that say where: "folder:photos", "npz:a.npz", "tfds:eurosat/rgb"
     "folder": f"{_HOME}.folder",
     "npz": f"{_HOME}.npz",
     "tfds": f"{_HOME}.tfds",
 }
-PLANNED = ("cifar10_dvs", "dvs128_gesture", "nmnist")
 
 
 def module_of(name: str) -> tuple[str | None, str]:
@@ -56,16 +60,14 @@ def load(
       timesteps: frames of an example, for sources that have frames.
       **options: what only some sources know, e.g. pairs=8 for recall.
     Raises:
-      ValueError: the name is unknown or not built, or the source cannot honour an
-        argument.
+      ValueError: the name is unknown, or the source cannot honour an argument.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}, expected 0 to 2^32 - 1")
     module, called = module_of(name)
     if module is None:
-        state = "not built yet" if name in PLANNED else "unknown"
-        built = ", ".join([*SOURCES, *(f"{scheme}:..." for scheme in SCHEMES)])
-        raise ValueError(f"data.name {name!r} is {state}; built: {built}")
+        known = ", ".join([*SOURCES, *(f"{scheme}:..." for scheme in SCHEMES)])
+        raise ValueError(f"data.name {name!r} is unknown, expected one of {known}")
     source = importlib.import_module(module).load
     honoured = inspect.signature(source).parameters
     given = options | {

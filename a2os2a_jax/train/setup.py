@@ -80,7 +80,8 @@ def prepare(config: ConfigDict) -> Parts:
     """
     configs.check(config)
     d, m, o, t = config.data, config.model, config.optim, config.train
-    options = {k: d[k] for k in ("channels", "pairs", "corrupt", "area", "workers")}
+    names = ("channels", "pairs", "slice_by", "fit", "corrupt", "area", "workers")
+    options = {name: d[name] for name in names}
     dataset = datasets.load(
         d.name,
         size=d.size,
@@ -182,6 +183,8 @@ def _check_stem(stem: str, steps: int, frames: int | None, dataset) -> None:
             f"model.stem: {stem!r} got examples {dataset.shape} of {dataset.name}, "
             f"expected {' or '.join(axes)}"
         )
+    if frames is None and len(dataset.shape) == 4:
+        frames = dataset.shape[0]  # the source's own choice
     if frames is not None and frames != steps:
         raise ValueError(
             f"model.timesteps: got {steps}, expected {frames}, the frames of one "

@@ -53,7 +53,6 @@ def test_what_is_planned_is_marked(listed):
     for title, names in {
         "models": registry.LATER,
         "attention kinds": attention.LATER,
-        "data sets": data.PLANNED,
         "modes": main.LATER,
     }.items():
         text = " ".join(listed[title])
@@ -65,7 +64,7 @@ def test_the_list_follows_the_registries(monkeypatch, capsys):
     monkeypatch.setitem(registry.MODELS, "planted", {"9-9": (2, 4, "0000", 1234, 0.0)})
     monkeypatch.setitem(attention.KINDS, "planted", {"v": "binary", "v_th": None})
     monkeypatch.setitem(optim.OPTIMIZERS, "planted", None)
-    monkeypatch.setattr(data, "PLANNED", ("planted",))
+    monkeypatch.setitem(data.SOURCES, "planted", data.SOURCES["fake"])
     found = sections(listing.run({"planted": "a2os2a_jax.commands.planted"}))
     out = capsys.readouterr().out
     assert "planted   9-9" in out and "1,234 parameters" in out

@@ -1,0 +1,218 @@
+"""Arrays that are made once and kept in a folder, which is whole or not there.
+
+They are written to a folder with a name of its own, flushed, described in a manifest,
+and renamed last: whoever dies on the way leaves nothing that looks like a result, and
+of two that make the same at once the first one wins. A folder that its manifest does
+not describe is never used: it is made again, and that is said.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # of the manifest
+STALE_SECONDS = 24 * 3600  # what a killed process left is removed after so long
+UNUSABLE = (ValueError, KeyError, TypeError, OSError)  # what `_read` raises
+
+Arrays = dict[str, np.ndarray]
+New = Callable[..., np.ndarray]
+
+
+def cached(
+    folder: str | Path,
+    key: dict,
+    make: Callable[[New], None],
+    *,
+    verify: bool = False,
+) -> Arrays:
+    """What is kept in `folder` under `key`, else what `make` makes, kept from now on.
+
+    Args:
+      folder: for this result alone; its parents are made where missing.
+      key: all that the result depends on, as JSON holds it.
+      make: is given new(name, shape, dtype) -> a zero array on disk, and fills it; a
+        second `new` of a name replaces the first.
+      verify: compare checksums of the files, too, not only their sizes.
+    Returns:
+      {name: array}, read-only, mapped into memory.
+    """
+    folder = Path(folder)
+    kept = load(folder, key, verify=verify)
+    if kept is not None:
+        return kept
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    working = folder.parent / f"{_working(folder)}{os.getpid()}-{secrets.token_hex(4)}"
+    working.mkdir()
+    try:
+        _write(working, key, make)
+        _publish(working, folder, key, verify)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    kept = load(folder, key)
+    if kept is None:
+        raise OSError(f"{folder}: was made, and is not there")
+    return kept
+
+
+def load(folder: str | Path, key: dict, *, verify: bool = False) -> Arrays | None:
+    """What is kept in `folder` under `key`, or None; says so if it cannot be used."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return None
+    try:
+        return _read(folder, _plain(key), verify)
+    except UNUSABLE as error:
+        print(f"{folder}: not used, {error}", file=sys.stderr)
+        return None
+
+
+def writable(folder: str | Path) -> bool:
+    """Whether `cached` may make this folder. Asked by doing: flags do not tell all."""
+    parent = Path(folder).parent
+    probe = parent / f".probe-{secrets.token_hex(4)}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        probe.mkdir()
+        probe.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def in_memory(make: Callable[[New], None]) -> Arrays:
+    """What `make` makes, for where nothing can be written."""
+    arrays: Arrays = {}
+
+    def new(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+        arrays[name] = np.zeros(shape, dtype)
+        return arrays[name]
+
+    make(new)
+    for array in arrays.values():
+        array.setflags(write=False)
+    return arrays
+
+
+def _write(working: Path, key: dict, make: Callable[[New], None]) -> None:
+    arrays: dict[str, np.memmap] = {}
+    count = 0
+
+    def new(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+        nonlocal count
+        count += 1
+        path = working / f"{name}-{count}.npy"
+        if name in arrays:
+            Path(arrays[name].filename).unlink()
+        array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+        arrays[name] = array
+        return array
+
+    make(new)
+    files = {}
+    for name, array in arrays.items():
+        array.flush()
+        path = Path(array.filename)
+        files[name] = {
+            "file": path.name,
+            "shape": list(array.shape),
+            "dtype": array.dtype.str,
+            "bytes": path.stat().st_size,
+            "crc32": _checksum(path),
+        }
+        _sync(path)
+    manifest = working / MANIFEST
+    table = {"format": FORMAT, "key": key, "files": files}
+    manifest.write_text(json.dumps(table, indent=1), encoding="utf-8")
+    _sync(manifest)
+
+
+def _read(folder: Path, key: dict, verify: bool) -> Arrays:
+    """ValueError, or what reading raises, for what the manifest does not describe."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise ValueError(f"got no {MANIFEST}")
+    table = json.loads(manifest.read_text(encoding="utf-8"))
+    if table["format"] != FORMAT:
+        raise ValueError(f"got format {table['format']}, expected {FORMAT}")
+    if table["key"] != key:
+        names = sorted(table["key"].keys() | key.keys())
+        other = [n for n in names if table["key"].get(n) != key.get(n)]
+        raise ValueError(f"it was made for another {', '.join(other)}")
+    arrays = {}
+    for name, row in table["files"].items():
+        path = folder / row["file"]
+        if (size := path.stat().st_size) != row["bytes"]:
+            raise ValueError(f"{path.name} has {size} bytes, not {row['bytes']}")
+        if verify and _checksum(path) != row["crc32"]:
+            raise ValueError(f"{path.name} has another checksum")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if [list(array.shape), array.dtype.str] != [row["shape"], row["dtype"]]:
+            raise ValueError(f"{path.name} is {array.dtype} {array.shape}")
+        arrays[name] = array
+    return arrays
+
+
+def _publish(working: Path, folder: Path, key: dict, verify: bool) -> None:
+    """Renames `working`, unless another process was first with the same."""
+    for _ in range(10):  # each round another process may have come in between
+        try:
+            os.rename(working, folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+        try:
+            _read(folder, _plain(key), verify)
+            return
+        except UNUSABLE:
+            pass  # what `load` has spoken of, or another's that is no better
+        old = folder.parent / f"{_working(folder)}old-{secrets.token_hex(4)}"
+        try:
+            os.rename(folder, old)
+        except FileNotFoundError:
+            continue
+        shutil.rmtree(old, ignore_errors=True)
+    raise OSError(f"{folder}: other processes keep changing it")
+
+
+def _plain(key: dict) -> dict:
+    return json.loads(json.dumps(key))  # tuples are lists there
+
+
+def _working(folder: Path) -> str:
+    """How names of folders start that become `folder`; hidden, as data may be near."""
+    return f".{folder.name.lstrip('.')}.tmp-"
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what was left of `folder` by processes killed long ago."""
+    for path in folder.parent.glob(f"{_working(folder)}*"):
+        try:
+            newest = max(p.stat().st_mtime for p in [path, *path.iterdir()])
+        except OSError:
+            continue  # its owner, at work, has just renamed it
+        if time.time() - newest > STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
