@@ -199,7 +199,9 @@ def test_another_data_set_has_as_many_classes_and_channels(tmp_path):
 
 
 def test_an_unknown_data_set_or_one_of_another_kind(run):
-    with pytest.raises(ValueError, match="eval.data=mnost: .* is unknown; built"):
+    with pytest.raises(
+        ValueError, match="eval.data=mnost: .* is unknown, expected one of"
+    ):
         trained.load(_config(eval__data="mnost"), run)
     with pytest.raises(ValueError, match="eval.data=recall: model.stem: 'sps' got"):
         trained.load(_config(eval__data="recall"), run)
