@@ -125,6 +125,32 @@ def resident_split(
     )
 
 
+def host_split(
+    images: np.ndarray,
+    labels: np.ndarray,
+    index: np.ndarray,
+    *,
+    decode: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> Split:
+    """Examples images[index], labels[index], of which a batch travels when wanted.
+
+    For arrays [N, ...] that are too large for the devices, mapped into memory or not.
+    `decode` runs on the device, on [B, ...] as stored.
+    """
+    index = np.asarray(index, np.int64)
+
+    def fetch(wanted: np.ndarray) -> dict[str, np.ndarray]:
+        rows = index[wanted]
+        label = np.asarray(labels[rows], np.int32)
+        return {"image": np.array(images[rows]), "label": label}
+
+    def gather(_, sent: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        image = decode(jnp.asarray(sent["image"])).astype(jnp.float32)
+        return {"image": image, "label": jnp.asarray(sent["label"])}
+
+    return Split(len(index), fetch, (), gather)
+
+
 def generated_split(
     size: int,
     make: Callable[..., tuple[jax.Array, jax.Array]],

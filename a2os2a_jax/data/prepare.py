@@ -96,7 +96,7 @@ def pictures(name: str, data_dir: str, size: int | None, check: bool) -> None:
             raise
         _write(name, data_dir)
         builder = tfds.open_builder(name, data_dir)
-    shape, _, classes = tfds._features(name, builder.info.features)
+    shape, _, classes = tfds.features(name, builder.info.features)
     *exact, channels = shape
     exact = None if None in exact else tuple(exact)
     target = images.Target(size or 224, channels or 3, classes, exact)

@@ -89,6 +89,17 @@ def test_resident_split_decodes_bytes_on_the_device(jit):
     assert (out["image"].dtype, out["label"].dtype) == (jnp.float32, jnp.int32)
 
 
+def test_host_split_keeps_the_protocol():
+    x = np.arange(5 * 3).reshape(5, 3).astype(np.uint16)
+    split = pipeline.host_split(x, np.arange(5), [4, 0, 2], decode=lambda v: v * 2.0)
+    got = split.gather(split.resident, split.fetch(np.array([1, 1, 0])))
+    np.testing.assert_array_equal(got["image"], 2 * x[[0, 0, 4]])
+    assert got["label"].tolist() == [0, 0, 4] and got["label"].dtype == np.int32
+    assert got["image"].dtype == np.float32 and split.size == 3
+    for index, mask in pipeline.padded_batches(split.size, 2):
+        assert split.fetch(index)["image"].shape == (2, 3) and mask.shape == (2,)
+
+
 def square(index):
     noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), index), (3,))
     return noise, index * index

@@ -147,7 +147,7 @@ def load(
 
     def split(index: np.ndarray) -> pipeline.Split:
         if frames.nbytes > images.RESIDENT_BYTES:
-            return host_split(frames, labels, index, decode=decode)
+            return pipeline.host_split(frames, labels, index, decode=decode)
         x = np.asarray(frames[index])
         return pipeline.resident_split(x, labels[index], decode=decode)
 
@@ -161,32 +161,6 @@ def load(
         class_names=listing.class_names,
         about=catalogue.KNOWN[name].about,
     )
-
-
-def host_split(
-    images: np.ndarray,
-    labels: np.ndarray,
-    index: np.ndarray,
-    *,
-    decode: Callable[[jax.Array], jax.Array] = lambda x: x,
-) -> pipeline.Split:
-    """Examples images[index], labels[index], of which a batch travels when wanted.
-
-    For arrays [N, ...] that are too large for the devices, mapped into memory or not.
-    `decode` runs on the device, on [B, ...] as stored.
-    """
-    index = np.asarray(index, np.int64)
-
-    def fetch(wanted: np.ndarray) -> dict[str, np.ndarray]:
-        rows = index[wanted]
-        label = np.asarray(labels[rows], np.int32)
-        return {"image": np.array(images[rows]), "label": label}
-
-    def gather(_, sent: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        image = decode(jnp.asarray(sent["image"])).astype(jnp.float32)
-        return {"image": image, "label": jnp.asarray(sent["label"])}
-
-    return pipeline.Split(len(index), fetch, (), gather)
 
 
 # Frames: made, kept, reported.

@@ -57,7 +57,7 @@ def load(
     """
     images.check_corrupt(corrupt)
     builder = open_builder(name, data_dir)
-    shape, names, count = _features(name, builder.info.features)
+    shape, names, count = features(name, builder.info.features)
     if classes not in (None, count):
         raise ValueError(f"data.classes: got {classes}, {name} has {count}")
     *exact, channels = shape
@@ -198,7 +198,7 @@ def open_builder(name: str, data_dir: str | None):
     return tfds.builder_from_directory(newest)
 
 
-def _features(name: str, features) -> tuple[tuple, tuple[str, ...], int]:
+def features(name: str, features) -> tuple[tuple, tuple[str, ...], int]:
     """(shape of a picture, class names, number of classes), or ValueError."""
     image, label = (
         features[key] if key in features else None for key in ("image", "label")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from a2os2a_jax.data import cache, images, pipeline
+from a2os2a_jax.data import cache, images
 from a2os2a_jax.data.sources import events
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -465,18 +465,6 @@ def test_too_few_recordings_to_split(tmp_path):
 def test_arguments_that_do_not_fit(nmnist, name, options, message):
     with pytest.raises(ValueError, match=message):
         load(name, nmnist, **options)
-
-
-def test_host_split_keeps_the_protocol():
-    x = np.arange(5 * 3).reshape(5, 3).astype(np.uint16)
-    y = np.arange(5)
-    split = events.host_split(x, y, [4, 0, 2], decode=lambda v: v * 2.0)
-    image, label = batch(split, [1, 1, 0])
-    np.testing.assert_array_equal(image, 2 * x[[0, 0, 4]])
-    assert label.tolist() == [0, 0, 4] and label.dtype == np.int32
-    assert image.dtype == np.float32 and split.size == 3
-    for index, mask in pipeline.padded_batches(split.size, 2):
-        assert batch(split, index)[0].shape == (2, 3) and mask.shape == (2,)
 
 
 # Recordings of a real camera.
