@@ -32,6 +32,27 @@ def test_the_border_counts_as_minus_infinity():
     np.testing.assert_array_equal(max_pool(x), np.full((1, 2, 2, 1), -3.0))
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (1, 5, 7, 2), (1, 1, 1, 1)])
+def test_max_pool_is_the_same_where_it_is_differentiated(shape):
+    rng = np.random.default_rng(0)
+    for x in (rng.normal(size=shape), rng.integers(-1, 2, shape)):
+        x = jnp.asarray(x, jnp.float32)
+        plain = max_pool(x)
+        value, slope = jax.jvp(max_pool, (x,), (jnp.ones_like(x),))
+        np.testing.assert_array_equal(value, plain)
+        np.testing.assert_array_equal(slope, np.ones_like(plain))  # of one input each
+        pulled = jax.vjp(max_pool, x)[1](jnp.ones_like(plain))[0]
+        assert pulled.sum() == plain.size
+
+
+def test_max_pool_hides_no_nan():
+    for at in range(16):
+        x = jnp.zeros((1, 4, 4, 1)).at[0, at // 4, at % 4, 0].set(jnp.nan)
+        value, _ = jax.jvp(max_pool, (x,), (x,))
+        np.testing.assert_array_equal(jnp.isnan(value), jnp.isnan(max_pool(x)))
+        assert jnp.isnan(value).any()
+
+
 def test_max_pool_takes_any_leading_axes():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 6, 8, 2)), jnp.float32)
     want = jnp.stack([max_pool(x[:, t]) for t in range(3)], axis=1)
