@@ -16,8 +16,9 @@ NOT_BUILT = {  # key -> the only value it may have so far
     "train.profile_steps": None,
     "mesh.fsdp": 1,
 }
+# On resuming; any other key has to be the same.
 MAY_DIFFER = ("mesh.", "eval.", "train.stop_after", "train.log_steps")
-MAY_DIFFER += ("train.profile_steps",)  # on resuming; any other key has to be the same
+MAY_DIFFER += ("train.profile_steps", "data.workers")
 
 
 def default() -> ConfigDict:
@@ -44,6 +45,7 @@ def default() -> ConfigDict:
         fit=unset(str),  # frames to another size: pad, resize, crop
         corrupt=unset(str),  # what cannot be read stops the program: error, or is skip
         area=unset(float),  # of a picture that a random crop has at least, on the host
+        resident_gib=unset(float),  # GiB a set on the devices takes at most; else 1
         workers=unset(int),  # processes that decode what is streamed; None for threads
     )
     c.model = dict(
@@ -98,7 +100,7 @@ def default() -> ConfigDict:
         drop=0.0,  # chance that a value becomes 0, as if its events were lost
         mixup=0.0,  # alpha
         cutmix=0.0,  # alpha; with both, one or the other for each batch
-        off_epoch=unset(int),  # mixup and cutmix stop here
+        off_epoch=unset(int),  # mixup and cutmix stop after so many epochs; None: never
     )
     c.optim = dict(
         name="adamw",  # adamw, lamb, sgd
@@ -199,6 +201,11 @@ def check(config: ConfigDict) -> None:
         _above(key, flat[key], 0)
     if flat["optim.clip"] is not None:
         _above("optim.clip", flat["optim.clip"], 0)
+    if (epoch := flat["augment.off_epoch"]) is not None and epoch < 1:
+        raise ValueError(
+            f"augment.off_epoch: got {epoch}, expected at least 1; None never stops "
+            "mixing, and mixup=0 and cutmix=0 never start it"
+        )
     for key in ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay"):
         if not flat[f"optim.{key}"] >= 0:
             got = flat[f"optim.{key}"]

@@ -4,12 +4,15 @@
 
 The same pixels and labels in the same order; --config.data.name=npz:packed/cifar10
 reads them. No piece is larger than --mib, so that pieces can be carried one at a time;
-pieces.json, which is written last, has the SHA-256 of each, and reading compares them.
+pieces.json has the SHA-256 of each, and reading compares them. The folder gets its name
+when all is written: what a crash leaves is a hidden one beside it, which the next run
+removes.
 """
 
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,21 +49,38 @@ def write(
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: got a folder with files, expected a new one")
-    out.mkdir(parents=True, exist_ok=True)
+    working = out.parent / f".{out.name}.unfinished"
+    if working.exists():  # of a run that was killed
+        shutil.rmtree(working)
+    working.mkdir(parents=True)
+    try:
+        names = _write(arrays, about, class_names, working, mib)
+        working.rename(out)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    return [out / name for name in names]
+
+
+def _write(
+    arrays: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    about: Mapping[str, str],
+    class_names: Sequence[str],
+    out: Path,
+    mib: float,
+) -> list[str]:
     images = arrays["train"][0]
     # as if nothing were saved, and with room for the file's own words
     examples = max(1, int((0.98 * mib * 2**20 - 4096) / images[0].nbytes))
-    paths: list[Path] = []
+    digests: dict[str, str] = {}
     for number, part in enumerate(pieces(arrays, examples)):
         path = out / f"piece_{number:03}.npz"
         np.savez_compressed(path, **part, class_names=np.asarray(class_names))
         if path.stat().st_size > mib * 2**20:
             raise ValueError(f"{path}: {path.stat().st_size} bytes, expected {mib} MiB")
-        paths.append(path)
-    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+        digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     text = json.dumps({**about, "sha256": digests}, indent=1)
     (out / "pieces.json").write_text(text + "\n")
-    return paths
+    return list(digests)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mib", type=float, default=MIB, help="of a piece, at most")
     args = parser.parse_args(argv)
     from a2os2a_jax import data
+    from a2os2a_jax.data import catalogue
 
     try:
         found = data.load(args.name, data_dir=args.data_dir)
@@ -81,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         out = args.out or ROOT / "packed" / args.name
         about = {"name": args.name, "about": found.about}
+        known = catalogue.KNOWN.get(args.name)
+        if known and known.note:
+            about["note"] = known.note
         paths = write(arrays, about, found.class_names, out, args.mib)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -94,6 +94,13 @@ def test_a_value_out_of_range_is_refused_by_name(key, value, expected):
         config.check(_set(config.default(), key, value))
 
 
+def test_mixing_stops_after_an_epoch_or_never():
+    assert config.check(_set(config.default(), "augment.off_epoch", 1)) is None
+    for epoch in (0, -5):
+        with pytest.raises(ValueError, match=f"off_epoch: got {epoch}, .* None never"):
+            config.check(_set(config.default(), "augment.off_epoch", epoch))
+
+
 def test_unset_keys_take_their_type_and_are_independent():
     c = config.default()
     c.train.steps, c.model.heads = 7, 2
@@ -139,6 +146,7 @@ def test_what_may_differ_when_resuming():
         train__stop_after=5,
         train__log_steps=2,
         train__profile_steps="1-2",
+        data__workers=3,
     )
     assert config.differences(_changed(), new) == []
 

@@ -574,9 +574,9 @@ def contact_sheet(
             text = titles[at].replace("\n", ", ")
             axis.set_title(text, fontsize=7, pad=2, loc="left")
     height = figure.get_figheight()
-    if title:
-        figure.suptitle(title, fontsize=10, y=1 - 0.06 / height, va="top")
     figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.3 / height if title else 1))
+    if title:  # after the layout, which would make room for it once more
+        figure.suptitle(title, fontsize=10, y=1 - 0.06 / height, va="top")
     return _save(figure, path)
 
 

@@ -53,8 +53,8 @@ def load(
       size: height and width of an image, in pixels.
       classes: number of classes.
       data_dir: where files are, or go.
-      validation: examples to hold out of the training ones, stratified, and the same
-        ones whatever the seed; 0 for no such split.
+      validation: examples to hold out of the training ones, stratified (of gestures,
+        whole people), and the same ones whatever the seed; 0 for no such split.
       seed: of the run; what a source draws for training may depend on it (recall),
         held-out examples never do. The order is `pipeline.train_indices`'s.
       timesteps: frames of an example, for sources that have frames.

@@ -87,6 +87,7 @@ def build(
         raise ValueError(f"augment.zoom: got {zoom}, expected below 1")
     if not 0 <= drop < 1:
         raise ValueError(f"augment.drop: got {drop}, expected 0 <= it < 1")
+    policies.check_names(ops, resample)
     moves = bool(shift or rotate or zoom)
     policy = None
     if randaugment is not None:

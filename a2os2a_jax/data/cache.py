@@ -41,7 +41,8 @@ def cached(
       key: all that the result depends on, as JSON holds it.
       make: is given new(name, shape, dtype) -> a zero array on disk, and fills it; a
         second `new` of a name replaces the first.
-      verify: compare checksums of the files, too, not only their sizes.
+      verify: compare checksums of the files, too, not only their sizes; where the disk
+        is in doubt, since it reads all of them.
     Returns:
       {name: array}, read-only, mapped into memory.
     """

@@ -15,6 +15,8 @@ class Known(NamedTuple):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     statistics: str = ""  # "computed" from the training split, or a source
+    judge: str = ""  # the split that judges, where it is not the one called test
+    note: str = ""  # what a result should say of the copy that it was made on
 
 
 _TINY = "no licence; its authors ask to cite Krizhevsky 2009"
@@ -24,6 +26,7 @@ _IMAGENET = Known(
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
     "the usual ones, of torchvision's models",
+    judge="validation",  # that called test has no labels
 )
 
 KNOWN = {
@@ -33,6 +36,7 @@ KNOWN = {
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
         "computed",
+        note="copies made from public mirrors may hold some pictures as JPEG made anew",
     ),
     "cifar100": Known(
         "CIFAR-100, 50,000 + 10,000 photographs of 32x32 (Krizhevsky 2009)",
@@ -73,12 +77,15 @@ KNOWN = {
         "CC BY 4.0, by its authors' page",
     ),
 }
-# Cuts of a set, in its layout: the statistics are those of the whole.
+# Cuts of a set, in its layout, that nothing here makes. The statistics are those of the
+# whole.
+CUTS = ("cifar100_small", "imagenet_sample", "nmnist_sample")
 KNOWN["cifar100_small"] = KNOWN["cifar100"]._replace(
     about="a cut of CIFAR-100, 3,000 + 600 photographs: no result compares"
 )
 KNOWN["imagenet_sample"] = _IMAGENET._replace(
-    about="one photograph of each ImageNet class: to test readers, not models"
+    about="one photograph of each ImageNet class: to test readers, not models",
+    judge="",  # it has one split
 )
 KNOWN["nmnist_sample"] = KNOWN["nmnist"]._replace(
     about="the first 600 + 100 recordings of N-MNIST: no result compares"

@@ -8,7 +8,6 @@ from a2os2a_jax.data.formats import Events
 
 SLICES = ("count", "time")
 FITS = ("pad", "resize", "crop")
-OUTSIDE = ("error", "drop")
 
 
 def to_frames(
@@ -17,8 +16,7 @@ def to_frames(
     timesteps: int,
     sensor: tuple[int, int],
     by: str = "count",
-    outside: str = "error",
-) -> tuple[np.ndarray, int]:
+) -> np.ndarray:
     """Events counted in `timesteps` slices, by pixel and polarity.
 
         frames[k, y, x, p] = number of events (t, x, y, p) in slice k
@@ -33,11 +31,8 @@ def to_frames(
       timesteps: T, number of slices.
       sensor: (H, W), pixels.
       by: "count", "time".
-      outside: what an event outside the sensor does: "error", or "drop" it before the
-        slices are made.
     Returns:
-      (uint16 [T, H, W, 2], number of dropped events); channel 0 counts what became
-      darker, 1 what became brighter.
+      uint16 [T, H, W, 2]; channel 0 counts what became darker, 1 what became brighter.
     Raises:
       ValueError: no events, events outside the sensor, more than 65,535 in one pixel of
         a slice, or arguments that do not fit.
@@ -45,8 +40,6 @@ def to_frames(
     height, width = sensor
     if by not in SLICES:
         raise ValueError(f"data.slice_by: got {by!r}, expected count or time")
-    if outside not in OUTSIDE:
-        raise ValueError(f"outside: got {outside!r}, expected error or drop")
     if min(timesteps, height, width) < 1:
         raise ValueError(
             f"to_frames: got {timesteps} timesteps and a sensor of {height}x{width}, "
@@ -54,15 +47,12 @@ def to_frames(
         )
     t, x, y, p = (np.asarray(column, np.int64) for column in events)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    away = len(inside) - int(np.count_nonzero(inside))
-    if away and outside == "error":
+    if away := len(inside) - int(np.count_nonzero(inside)):
         first = int(np.argmin(inside))
         raise ValueError(
             f"to_frames: got {away} events outside the sensor, the first at row "
             f"{y[first]}, column {x[first]}, expected {height} rows, {width} columns"
         )
-    if away:
-        t, x, y, p = (column[inside] for column in (t, x, y, p))
     if not len(t):
         raise ValueError("to_frames: got no events, expected at least 1")
     if p.min() < 0 or p.max() > 1:
@@ -81,7 +71,7 @@ def to_frames(
         raise ValueError(
             f"to_frames: got {counts.max()} events in one pixel of a slice"
         )
-    return counts.astype(np.uint16).reshape(timesteps, height, width, 2), away
+    return counts.astype(np.uint16).reshape(timesteps, height, width, 2)
 
 
 def check_fit(sensor: tuple[int, int], size: int, how: str) -> None:

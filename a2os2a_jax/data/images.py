@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ import numpy as np
 
 from a2os2a_jax.data import pipeline, stream
 
-RESIDENT_BYTES = 2**30  # a set that takes more is streamed
+RESIDENT_GIB = 1.0  # a set that takes more is streamed, unless data.resident_gib
 CENTRE = 0.875  # of the shorter side is what evaluation sees, as 224 of 256
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, as in torchvision
 CORRUPT = ("error", "skip")
+SHARE = 5  # where no split is there to judge, one of so many examples does
 _NAMED = 5  # unreadable records that a message names
 _MODES = {1: "L", 3: "RGB"}
+_COUNTING = threading.Lock()  # no attribute: what counts travels to other processes
 THREADS = min(16, 2 * (os.cpu_count() or 1))
 
 
@@ -74,9 +77,10 @@ class Target:
 
     Attributes:
       size: S of the image [S, S, C], in pixels.
-      channels: C, 1 or 3; pictures of other kinds are converted.
+      channels: C, 1 or 3.
       classes: labels are 0 .. classes-1.
-      exact: (H, W) that a picture has to have; None takes any, and crops.
+      exact: (H, W) that a picture has to have, and as many channels; None takes any,
+        crops, and converts grey pictures, or those with transparency.
       area: training sees a random part, of this share of the area at least, of aspect
         3/4 to 4/3, resized to [S, S]; None for the middle, as in evaluation.
     """
@@ -88,15 +92,49 @@ class Target:
     area: float | None = None
 
 
+def resident_bytes(gib: float | None) -> float:
+    """What a set may take to live on the devices; ValueError for less than nothing."""
+    if gib is not None and not gib >= 0:
+        raise ValueError(f"data.resident_gib: got {gib}, expected at least 0")
+    return 2**30 * (RESIDENT_GIB if gib is None else gib)
+
+
 def check_corrupt(corrupt: str) -> None:
     """ValueError unless it is a way to meet what cannot be read."""
     if corrupt not in CORRUPT:
         raise ValueError(f"data.corrupt: got {corrupt!r}, expected error or skip")
 
 
-def open_image(image: bytes | np.ndarray, channels: int):
-    """A PIL image of as many channels. Raises Corrupt for what is none, or half one."""
-    from PIL import Image
+def check_channels(what: str, channels: int) -> None:
+    """ValueError, in the name of a set, unless pictures are grey or coloured."""
+    if channels not in _MODES:
+        expected = " or ".join(map(str, _MODES))
+        raise ValueError(f"{what}: got {channels} channels, expected {expected}")
+
+
+def hold_out(labels: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """(train, test) indices of a set that has no split to judge by.
+
+    One of five, stratified, always the same ones.
+    Raises:
+      ValueError: fewer than five.
+    """
+    if len(labels) < SHARE:
+        raise ValueError(
+            f"{what}: got {len(labels)} pictures, expected at least {SHARE}, of which "
+            "one is for testing"
+        )
+    return pipeline.stratified(labels, len(labels) // SHARE)
+
+
+def open_image(image: bytes | np.ndarray, channels: int, *, convert: bool = True):
+    """A PIL image of as many channels.
+
+    Raises:
+      Corrupt: it is no picture, or half one; its numbers do not fit in a byte; or it
+        has other channels, and these are not to be converted.
+    """
+    from PIL import Image, UnidentifiedImageError
 
     try:
         if isinstance(image, np.ndarray):
@@ -106,8 +144,20 @@ def open_image(image: bytes | np.ndarray, channels: int):
         else:
             found = Image.open(io.BytesIO(image))
         found.load()  # decodes, so cut files are found here
+        if found.mode[0] in "IF":  # which Pillow would clip at 255
+            raise Corrupt(
+                f"got a picture of 16 bits or more (Pillow's {found.mode}), expected 8"
+            )
+        # a palette is a way to write colours
+        stored = 3 if found.mode == "P" else len(found.getbands())
+        if stored != channels and not convert:
+            raise Corrupt(f"got {stored} channels, expected {channels}")
         mode = _MODES[channels]
         return found if found.mode == mode else found.convert(mode)
+    except Corrupt:
+        raise
+    except UnidentifiedImageError as e:  # whose text is the address of a buffer
+        raise Corrupt("not a whole picture: of no kind that is known") from e
     except (
         OSError,
         ValueError,
@@ -125,30 +175,38 @@ def example(
 
     rng draws the crop of training; None for evaluation.
     Raises:
-      Corrupt: no picture, of a wrong size, or a label out of range; names the record.
+      Corrupt: no picture, of a wrong size or with wrong channels, or a label out of
+        range; names the record.
     """
     try:
-        encoded, label = records[index]
-        if not 0 <= label < target.classes:
-            most = target.classes - 1
-            raise Corrupt(f"got label {label}, expected 0 to {most}")
-        picture = open_image(encoded, target.channels)
-        width, height = picture.size
-        if target.exact not in (None, (height, width)):
-            want = "x".join(map(str, target.exact))
-            raise Corrupt(f"got {height}x{width} pixels, expected {want}")
-        if target.exact is None:
-            side = (target.size, target.size)
-            if rng is not None and target.area is not None:
-                box = random_box(rng, height, width, target.area)
-            else:
-                box = centre_box(height, width)
-            # bicubic, and antialiased, as Pillow does where it makes smaller
-            picture = picture.resize(side, resample=3, box=box)
-        pixels = np.asarray(picture, np.uint8)
-        return pixels.reshape(*pixels.shape[:2], target.channels), int(label)
+        return _example(*records[index], target, rng)
     except Corrupt as error:
         raise Corrupt(f"{records.name(index)}: {error}") from error
+
+
+def _example(
+    encoded: bytes | np.ndarray,
+    label: int,
+    target: Target,
+    rng: np.random.RandomState | None,
+) -> tuple[np.ndarray, int]:
+    if not 0 <= label < target.classes:
+        raise Corrupt(f"got label {label}, expected 0 to {target.classes - 1}")
+    picture = open_image(encoded, target.channels, convert=target.exact is None)
+    width, height = picture.size
+    if target.exact not in (None, (height, width)):
+        want = "x".join(map(str, target.exact))
+        raise Corrupt(f"got {height}x{width} pixels, expected {want}")
+    if target.exact is None:
+        side = (target.size, target.size)
+        if rng is not None and target.area is not None:
+            box = random_box(rng, height, width, target.area)
+        else:
+            box = centre_box(height, width)
+        # bicubic, and antialiased, as Pillow does where it makes smaller
+        picture = picture.resize(side, resample=3, box=box)
+    pixels = np.asarray(picture, np.uint8)
+    return pixels.reshape(*pixels.shape[:2], target.channels), int(label)
 
 
 def centre_box(height: int, width: int) -> tuple[float, float, float, float]:
@@ -182,7 +240,11 @@ def random_box(
 
 
 class Skipped:
-    """Counts what could not be read, and says so: the first few by name."""
+    """Counts what could not be read, and says so: the first few by name.
+
+    Of the others the number is said when it reaches 10, 100, 1,000, ... A worker
+    process counts what it reads itself.
+    """
 
     def __init__(self, what: str, corrupt: str):
         check_corrupt(corrupt)
@@ -195,48 +257,71 @@ class Skipped:
             raise Corrupt(
                 f"{self.what}: {error}; data.corrupt=skip leaves such out"
             ) from error
-        if index not in self.indices:
+        with _COUNTING:
+            if index in self.indices:
+                return
             self.indices.add(index)
-            if len(self.indices) <= _NAMED:
-                print(f"{self.what}: left out {error}", file=sys.stderr)
-            elif len(self.indices) == _NAMED + 1:
-                print(f"{self.what}: left out more, unnamed", file=sys.stderr)
+            count = len(self.indices)
+        if count <= _NAMED:
+            print(f"{self.what}: left out {error}", file=sys.stderr)
+        elif count == _NAMED + 1:
+            print(f"{self.what}: left out more, unnamed", file=sys.stderr)
+        elif str(count).strip("0") == "1":
+            print(f"{self.what}: {count:,} records left out so far", file=sys.stderr)
 
 
-def decode_all(
+def decode(
     records: Records, target: Target, *, what: str, corrupt: str = "error"
-) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 [N, S, S, C], labels int32 [N]) of all that can be read.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images uint8 [N, S, S, C], labels int64 [N], readable bool [N]) of all records.
 
-    `what` names the set in messages. The first of what cannot be read stops it, or its
-    number is printed in the end, by `corrupt`.
+    Labels are as they are stored, so that a split by them does not depend on pictures;
+    -1 where not even that can be read. `what` names the set in messages. The first of
+    what cannot be read stops it, or its number is printed in the end, by `corrupt`.
+    Raises:
+      ValueError: nothing can be read.
     """
     skipped = Skipped(what, corrupt)
     shape = target.exact or (target.size, target.size)
     images = np.zeros((len(records), *shape, target.channels), np.uint8)
-    labels = np.full(len(records), -1, np.int32)
+    labels = np.full(len(records), -1, np.int64)
+    readable = np.zeros(len(records), np.bool_)
+
+    def one(index: int) -> None:
+        try:
+            encoded, labels[index] = records[index]
+            images[index], _ = _example(encoded, int(labels[index]), target, None)
+            readable[index] = True
+        except Corrupt as error:
+            skipped.note(index, Corrupt(f"{records.name(index)}: {error}"))
 
     def some(indices: np.ndarray) -> None:
         for i in indices:
-            try:
-                images[i], labels[i] = example(records, int(i), target, None)
-            except Corrupt as error:
-                skipped.note(int(i), error)
+            one(int(i))
 
     parts = np.array_split(np.arange(len(records)), max(1, len(records) // 50))
     # decoding small pictures is mostly Python, where threads are in each other's way
     with ThreadPoolExecutor(1 if target.exact else THREADS) as pool:
         list(pool.map(some, parts))
-    kept = labels >= 0
-    if not kept.any():
+    if not readable.any():
         raise ValueError(f"{what}: got no readable example of {len(records)}")
-    if not kept.all():
+    if not readable.all():
         print(
-            f"{what}: {np.sum(~kept):,} of {len(records):,} records left out",
+            f"{what}: {np.sum(~readable):,} of {len(records):,} records left out",
             file=sys.stderr,
         )
-        images, labels = images[kept], labels[kept]
-    return images, labels
+    return images, labels, readable
+
+
+def decode_all(
+    records: Records, target: Target, *, what: str, corrupt: str = "error"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8, labels int32) of what can be read; see `decode`."""
+    images, labels, readable = decode(records, target, what=what, corrupt=corrupt)
+    labels = labels.astype(np.int32)
+    if readable.all():
+        return images, labels
+    return images[readable], labels[readable]
 
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -301,8 +386,9 @@ def streamed(
                 skipped.note(i % size, error)
         if train:
             raise ValueError(f"{what}: got no readable example of {size}")
-        shape = (target.size, target.size, target.channels)
-        return {"image": np.zeros(shape, np.uint8), "label": np.int32(-1)}
+        shape = target.exact or (target.size, target.size)
+        nothing = np.zeros((*shape, target.channels), np.uint8)
+        return {"image": nothing, "label": np.int32(-1)}
 
     pool = ThreadPoolExecutor(THREADS)
 

@@ -11,7 +11,9 @@ in the data: resuming is exact, with no iterator to save.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ PyTree = Any
 # Which examples are held out never depends on the seed of a run: scores of two seeds
 # must be scores on the same examples.
 SPLIT_SEED = 2503
+AHEAD = 4  # batches of `host_split` that wait for their step in training
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +138,8 @@ def host_split(
     """Examples images[index], labels[index], of which a batch travels when wanted.
 
     For arrays [N, ...] that are too large for the devices, mapped into memory or not.
+    In training the batches ahead are gathered in the background, by one thread: a batch
+    is one copy of memory, far less than what handing over its examples would cost.
     `decode` runs on the device, on [B, ...] as stored.
     """
     index = np.asarray(index, np.int64)
@@ -142,13 +147,33 @@ def host_split(
     def fetch(wanted: np.ndarray) -> dict[str, np.ndarray]:
         rows = index[wanted]
         label = np.asarray(labels[rows], np.int32)
-        return {"image": np.array(images[rows]), "label": label}
+        return {"image": images[rows], "label": label}  # which copies
 
     def gather(_, sent: dict[str, jax.Array]) -> dict[str, jax.Array]:
         image = decode(jnp.asarray(sent["image"])).astype(jnp.float32)
         return {"image": image, "label": jnp.asarray(sent["label"])}
 
-    return Split(len(index), fetch, (), gather)
+    def stream(order: Callable, first: int, last: int) -> Iterator[PyTree]:
+        return _ahead(lambda step: fetch(order(step)), range(first, last))
+
+    return Split(len(index), fetch, (), gather, stream=stream)
+
+
+def _ahead(make: Callable[[int], PyTree], steps: Iterable[int]) -> Iterator[PyTree]:
+    """make(step) of every step, in order, up to AHEAD of them made in the background.
+
+    Whoever stops early and drops or closes it ends the thread.
+    """
+    pool, waiting = ThreadPoolExecutor(1), deque()
+    try:
+        for step in steps:
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def generated_split(

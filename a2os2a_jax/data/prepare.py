@@ -7,16 +7,23 @@
 Sets of tensorflow-datasets are written as array_record, which is read without
 TensorFlow afterwards; writing the stock ones needs it (pip install
 'a2os2a_jax[prepare]'). Recordings of event cameras have to be downloaded by hand, from
-where their authors put them; they are made into frames here, once.
+where their authors put them; they are made into frames here, once. With --check nothing
+is written. The exit code is 1 if a record cannot be read.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from a2os2a_jax import data
 from a2os2a_jax.data import catalogue, images
+from a2os2a_jax.data import frames as framing
+from a2os2a_jax.data.sources import events, tfds
+
+NAMED = 20  # unreadable records that are listed
+STOCK = [name for name, module in data.SOURCES.items() if module == tfds.__name__]
 
 WHERE = {  # of recordings: where to get them, and how they have to lie in DIR
     "cifar10_dvs": (
@@ -42,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 1 and one line if it cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "name", help=f"{', '.join(catalogue.KNOWN)}, or another of TFDS"
+        "name", help=f"{', '.join([*STOCK, *WHERE])}, or another of TFDS"
     )
     parser.add_argument("--data_dir", required=True, help="where it lies, or goes")
     parser.add_argument("--timesteps", type=int, default=10, help="frames of events")
@@ -50,66 +57,123 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only read all of it")
     args = parser.parse_args(argv)
     try:
-        if args.name in WHERE:
-            recordings(args.name, args.data_dir, args.timesteps)
+        if args.name in events.KINDS:
+            whole = recordings(args.name, args.data_dir, args.timesteps, args.check)
         else:
-            pictures(args.name, args.data_dir, args.size, args.check)
+            whole = pictures(args.name, args.data_dir, args.size, args.check)
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    if not whole:
+        print(
+            f"error: {args.name}: not all of it can be read; data.corrupt=skip leaves "
+            "out what cannot",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{args.name} in {args.data_dir} is ready")
+    name = args.name if args.name in data.SOURCES else f"tfds:{args.name}"
+    print(f"next: --config.data.name={name} --config.data.data_dir={args.data_dir}")
     return 0
 
 
-def recordings(name: str, data_dir: str, timesteps: int) -> None:
+def recordings(name: str, data_dir: str, timesteps: int, check: bool) -> bool:
     """Frames of all recordings, into the cache that training reads.
 
+    Returns:
+      whether all can be read; which cannot is printed. With `check`, and for a cut in
+      tensorflow-datasets' layout, nothing is written.
     Raises:
       ValueError: nothing is there; says where it is got, and how it has to lie.
     """
-    origin, layout = WHERE[name]
-    if not (Path(data_dir).expanduser() / name).is_dir():
-        where = layout.replace("DIR", data_dir.rstrip("/"))
-        raise ValueError(
-            f"{name}: nothing in {data_dir}/{name}. Download it from {origin}, unpack "
-            f"it as {where}, and run this again. Terms: {catalogue.KNOWN[name].terms}"
-        )
-    found = data.load(name, data_dir=data_dir, timesteps=timesteps, corrupt="skip")
+    if name not in WHERE:
+        _framed(name, data.load(name, data_dir=data_dir, timesteps=timesteps))
+        return True
+    kind = events.KINDS[name]
+    listing = kind.listing(_home(name, data_dir))
+    count = len(listing.labels)
+    if check:
+        broken = _unframed(listing, kind.sensor, timesteps)
+        return _told(name, count, "recordings", broken)
+    found = data.load(
+        name, data_dir=data_dir, timesteps=timesteps, corrupt="skip", verify=True
+    )
+    return _framed(name, found) == count
+
+
+def pictures(name: str, data_dir: str, size: int | None, check: bool) -> bool:
+    """Writes a set of tensorflow-datasets, then reads every record that is used.
+
+    Returns:
+      whether all can be read; which cannot is printed.
+    Raises:
+      ValueError: it is not there and may not be, or cannot be, written.
+    """
+    try:
+        builder = tfds.open_builder(name, data_dir)
+    except tfds.Missing:
+        if check or name in catalogue.CUTS:
+            raise
+        _write(name, data_dir)
+        builder = tfds.open_builder(name, data_dir)
+    (*exact, channels), _, classes = tfds.features(name, builder.info.features)
+    exact = None if None in exact else tuple(exact)
+    target = images.Target(size or 224, channels, classes, exact)
+    splits = builder.info.splits
+    used = ("train", tfds.judge_of(name, splits))
+    whole = True
+    for split, info in splits.items():
+        if split not in used:  # it may have no labels
+            print(f"{name} {split}: {info.num_examples:,} records, of no use here")
+            continue
+        records = tfds.Encoded(name, split, os.fspath(builder.data_dir))
+        broken = unreadable(records, target)
+        whole &= _told(f"{name} {split}", info.num_examples, "records", broken)
+    return whole
+
+
+def _told(what: str, count: int, kind: str, broken: Sequence[str]) -> bool:
+    """Prints what is wrong; whether nothing is."""
+    print(f"{what}: {count:,} {kind}, {len(broken):,} unreadable")
+    for message in broken[:NAMED]:
+        print(f"  {message}")
+    return not broken
+
+
+def _framed(name: str, found: data.Dataset) -> int:
+    """Prints how many recordings there are as frames, and returns it."""
     print(
         f"{name}: {found.train.size:,} + {found.test.size:,} recordings as frames "
         f"{list(found.shape)}, {found.classes} classes"
     )
-    print(f"next: --config.data.name={name} --config.data.data_dir={data_dir}")
+    return found.train.size + found.test.size
 
 
-def pictures(name: str, data_dir: str, size: int | None, check: bool) -> None:
-    """Writes a set of tensorflow-datasets, then reads every record of it.
-
-    Raises:
-      ValueError: it is not there and may not be, or cannot be, written.
-    """
-    from a2os2a_jax.data.sources import tfds
-
+def _home(name: str, data_dir: str) -> Path:
+    """The folder of recordings, where training looks for it."""
     try:
-        builder = tfds.open_builder(name, data_dir)
+        return events._home(name, events.KINDS[name], data_dir)
     except ValueError:
-        if check:
-            raise
-        _write(name, data_dir)
-        builder = tfds.open_builder(name, data_dir)
-    shape, _, classes = tfds.features(name, builder.info.features)
-    *exact, channels = shape
-    exact = None if None in exact else tuple(exact)
-    target = images.Target(size or 224, channels or 3, classes, exact)
-    for split, info in builder.info.splits.items():
-        records = tfds.Encoded(name, split, builder.as_data_source)
-        broken = unreadable(records, target)
-        print(
-            f"{name} {split}: {info.num_examples:,} records, {len(broken):,} unreadable"
-        )
-        for message in broken[:20]:
-            print(f"  {message}")
-    print(f"{builder.data_dir} is ready")
-    print(f"next: --config.data.name={_named(name)} --config.data.data_dir={data_dir}")
+        origin, layout = WHERE[name]
+        where = layout.replace("DIR", data_dir.rstrip("/"))
+        raise ValueError(
+            f"{name}: nothing in {data_dir}/{name}. Download it from {origin}, unpack "
+            f"it as {where}, and run this again. Terms: {catalogue.KNOWN[name].terms}"
+        ) from None
+
+
+def _unframed(
+    listing: events.Listing, sensor: tuple[int, int], timesteps: int
+) -> list[str]:
+    """What is wrong with each recording that gives no frames."""
+    found = []
+    for i, name in enumerate(listing.names):
+        try:
+            framing.to_frames(listing.read(i), timesteps=timesteps, sensor=sensor)
+        except (ValueError, OSError) as error:
+            text = " ".join(str(error).split())
+            found.append(text if name in text else f"{name}: {text}")
+    return found
 
 
 def unreadable(records: images.Records, target: images.Target) -> list[str]:
@@ -123,10 +187,6 @@ def unreadable(records: images.Records, target: images.Target) -> list[str]:
     return found
 
 
-def _named(name: str) -> str:
-    return name if name in data.SOURCES else f"tfds:{name}"
-
-
 def _write(name: str, data_dir: str) -> None:
     try:
         import tensorflow  # noqa: F401
@@ -135,10 +195,20 @@ def _write(name: str, data_dir: str) -> None:
             f"{name} is not in {data_dir}, and writing it needs TensorFlow, once: pip "
             "install 'a2os2a_jax[prepare]'"
         ) from None
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
+    builder = tensorflow_datasets.builder(
+        name, data_dir=data_dir, file_format="array_record"
+    )
+    try:
+        builder.download_and_prepare()
+    except AssertionError as error:
+        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            raise
+        raise ValueError(
+            f"{name}: its files have to be downloaded by hand, into {data_dir}/"
+            f"downloads/manual: {error}"
+        ) from error
 
 
 if __name__ == "__main__":

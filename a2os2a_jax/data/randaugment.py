@@ -237,6 +237,17 @@ def draw(key: jax.Array, policy: Policy, count: int) -> Draw:
     )
 
 
+def check_names(ops: str, resample: str) -> None:
+    """ValueError for a list of operations or a filter that does not exist."""
+    for name, got, known in (
+        ("ops", ops, tuple(OPS)),
+        ("resample", resample, RESAMPLES),
+    ):
+        if got not in known:
+            expected = " or ".join(map(repr, known))
+            raise ValueError(f"augment.{name}: got {got!r}, expected {expected}")
+
+
 def transform(
     policy: Policy,
     *,
@@ -256,13 +267,7 @@ def transform(
     Raises:
       ValueError: an unknown name; at trace time, images of another shape.
     """
-    for name, got, known in (
-        ("ops", ops, tuple(OPS)),
-        ("resample", resample, RESAMPLES),
-    ):
-        if got not in known:
-            expected = " or ".join(map(repr, known))
-            raise ValueError(f"augment.{name}: got {got!r}, expected {expected}")
+    check_names(ops, resample)
     names = OPS[ops]
     scale = INCREASING if policy.increasing else ARGUMENTS
 

@@ -39,6 +39,7 @@ def batches(
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     if workers:
+        _parse_flags()
 
         def batch(n: int) -> dict[str, np.ndarray]:
             step = first + int(n)
@@ -59,3 +60,11 @@ def batches(
     ahead = min(AHEAD * size, 2048)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(data.to_iter_dataset(options).batch(size))
+
+
+def _parse_flags() -> None:
+    """For programs that are no absl ones: grain's processes read flags of absl."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

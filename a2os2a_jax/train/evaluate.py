@@ -39,8 +39,10 @@ def summary(sums: dict[str, np.ndarray]) -> dict[str, Any]:
         confidence of equal width; None in an empty bin.
       per_class: C accuracies, None for a class without examples.
       confusion: C lists of C counts, a row for each label, a column for each answer.
+    Raises:
+      ValueError: nothing was counted.
     """
-    count = int(sums["count"])
+    count = _counted(sums)
     any_time = (sums["correct"] / count).tolist()
     confusion = sums["confusion"]
     bins = {
@@ -60,6 +62,16 @@ def summary(sums: dict[str, np.ndarray]) -> dict[str, Any]:
         "per_class": _shares(confusion.diagonal(), confusion.sum(1)),
         "confusion": confusion.tolist(),
     }
+
+
+def _counted(sums: dict[str, np.ndarray]) -> int:
+    """The number of examples that count, or ValueError if none does."""
+    if not (count := int(sums["count"])):
+        raise ValueError(
+            "evaluation: got 0 examples that count, expected some; what cannot be read "
+            "(data.corrupt=skip) has the label -1 and does not"
+        )
+    return count
 
 
 def _shares(part: np.ndarray, of: np.ndarray) -> list[float | None]:
@@ -107,9 +119,10 @@ class Evaluator:
         """{"accuracy", "top5" (fractions), "loss", "count"} over the whole split.
 
         `stop` is asked before every batch; Abandoned is raised when it says yes.
+        ValueError if there is nothing to count.
         """
         total = self._sum(self._score, variables, stop)
-        count = int(total["count"])
+        count = _counted(total)
         return {
             "accuracy": int(total["correct"]) / count,
             "top5": int(total["correct5"]) / count,

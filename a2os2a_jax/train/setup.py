@@ -81,6 +81,7 @@ def prepare(config: ConfigDict) -> Parts:
     configs.check(config)
     d, m, o, t = config.data, config.model, config.optim, config.train
     names = ("channels", "pairs", "slice_by", "fit", "corrupt", "area", "workers")
+    names += ("resident_gib",)
     options = {name: d[name] for name in names}
     dataset = datasets.load(
         d.name,

@@ -40,6 +40,7 @@ def prepare(variant: str, batch: int) -> setup.Parts:
     config = module.get_config("smoke")
     config.model.update(variant=variant, timesteps=4)
     config.train.batch = batch
+    config.augment.update(randaugment=None, mixup=0.0, off_epoch=None)  # timed apart
     return setup.prepare(config)
 
 

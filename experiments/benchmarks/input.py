@@ -8,6 +8,7 @@ one core; ratios are taken within the run, since machines differ and have other 
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -69,7 +70,7 @@ def decoding() -> dict[str, float]:
     from PIL import Image
 
     builder = tfds.open_builder("imagenet_sample", None)
-    records = tfds.Encoded("imagenet_sample", "train", builder.as_data_source)
+    records = tfds.Encoded("imagenet_sample", "train", os.fspath(builder.data_dir))
     target = images.Target(SIDE, 3, 1000, None, 0.08)
     index = np.linspace(0, len(records) - 1, PICTURES).astype(int)
     encoded = [records[int(i)].image for i in index]

@@ -33,32 +33,32 @@ def slow(events, timesteps, sensor, by):
 @pytest.mark.parametrize("count", [1, 3, 40, 503])
 def test_counts_equal_those_of_a_loop(by, timesteps, count):
     e = recording(count)
-    made, away = frames.to_frames(e, timesteps=timesteps, sensor=SENSOR, by=by)
+    made = frames.to_frames(e, timesteps=timesteps, sensor=SENSOR, by=by)
     assert made.dtype == np.uint16 and made.shape == (timesteps, *SENSOR, 2)
     np.testing.assert_array_equal(made, slow(e, timesteps, SENSOR, by))
-    assert made.sum() == count and away == 0
+    assert made.sum() == count
 
 
 def test_by_hand():
     e = formats.make(
         [0, 10, 60, 99, 100], [1, 1, 0, 2, 2], [0, 0, 1, 1, 1], [1, 1, 0, 1, 1]
     )
-    made, _ = frames.to_frames(e, timesteps=2, sensor=(2, 3), by="time")
+    made = frames.to_frames(e, timesteps=2, sensor=(2, 3), by="time")
     assert made[0, 0, 1].tolist() == [0, 2] and made[0].sum() == 2
     assert made[1, 1, 0].tolist() == [1, 0] and made[1, 1, 2].tolist() == [0, 2]
-    made, _ = frames.to_frames(e, timesteps=2, sensor=(2, 3))
+    made = frames.to_frames(e, timesteps=2, sensor=(2, 3))
     assert made.sum((1, 2, 3)).tolist() == [2, 3]  # the last takes the rest
 
 
 @pytest.mark.parametrize("by", frames.SLICES)
 def test_the_order_within_a_slice_does_not_matter(by):
     e = recording(500)
-    made, _ = frames.to_frames(e, timesteps=5, sensor=SENSOR, by=by)
+    made = frames.to_frames(e, timesteps=5, sensor=SENSOR, by=by)
     rng = np.random.RandomState(1)
     parts = np.arange(500).reshape(5, 100) if by == "count" else [np.arange(500)]
     order = np.concatenate([rng.permutation(part) for part in parts])
     mixed = formats.Events(*(column[order] for column in e))
-    again, _ = frames.to_frames(mixed, timesteps=5, sensor=SENSOR, by=by)
+    again = frames.to_frames(mixed, timesteps=5, sensor=SENSOR, by=by)
     np.testing.assert_array_equal(again, made)
     np.testing.assert_raises(
         AssertionError, np.testing.assert_array_equal, *(made[i] for i in (0, 1))
@@ -68,19 +68,19 @@ def test_the_order_within_a_slice_does_not_matter(by):
 def test_slices_add_up():
     e = recording(480)
     for by in frames.SLICES:
-        fine, _ = frames.to_frames(e, timesteps=8, sensor=SENSOR, by=by)
-        whole, _ = frames.to_frames(e, timesteps=1, sensor=SENSOR, by=by)
+        fine = frames.to_frames(e, timesteps=8, sensor=SENSOR, by=by)
+        whole = frames.to_frames(e, timesteps=1, sensor=SENSOR, by=by)
         np.testing.assert_array_equal(fine.sum(0, keepdims=True), whole)
-    coarse, _ = frames.to_frames(e, timesteps=4, sensor=SENSOR)
-    fine, _ = frames.to_frames(e, timesteps=8, sensor=SENSOR)
+    coarse = frames.to_frames(e, timesteps=4, sensor=SENSOR)
+    fine = frames.to_frames(e, timesteps=8, sensor=SENSOR)
     np.testing.assert_array_equal(fine.reshape(4, 2, *fine.shape[1:]).sum(1), coarse)
 
 
 @pytest.mark.parametrize("by", frames.SLICES)
 def test_a_later_or_slower_clock_changes_nothing(by):
     e = recording()
-    made, _ = frames.to_frames(e, timesteps=6, sensor=SENSOR, by=by)
-    later, _ = frames.to_frames(
+    made = frames.to_frames(e, timesteps=6, sensor=SENSOR, by=by)
+    later = frames.to_frames(
         e._replace(t=e.t + 2**40), timesteps=6, sensor=SENSOR, by=by
     )
     np.testing.assert_array_equal(later, made)
@@ -88,10 +88,10 @@ def test_a_later_or_slower_clock_changes_nothing(by):
 
 def test_swapping_moves_what_it_must():
     e = recording(sensor=(9, 9))
-    made, _ = frames.to_frames(e, timesteps=3, sensor=(9, 9))
-    turned, _ = frames.to_frames(e._replace(x=e.y, y=e.x), timesteps=3, sensor=(9, 9))
+    made = frames.to_frames(e, timesteps=3, sensor=(9, 9))
+    turned = frames.to_frames(e._replace(x=e.y, y=e.x), timesteps=3, sensor=(9, 9))
     np.testing.assert_array_equal(turned, made.swapaxes(1, 2))
-    dark, _ = frames.to_frames(e._replace(p=1 - e.p), timesteps=3, sensor=(9, 9))
+    dark = frames.to_frames(e._replace(p=1 - e.p), timesteps=3, sensor=(9, 9))
     np.testing.assert_array_equal(dark, made[..., ::-1])
 
 
@@ -103,21 +103,12 @@ def test_events_outside_the_sensor():
         ValueError, match="got 2 events outside .* column 9, expected 7 r"
     ):
         frames.to_frames(e._replace(x=x), timesteps=4, sensor=SENSOR)
-    made, away = frames.to_frames(
-        e._replace(x=x), timesteps=4, sensor=SENSOR, outside="drop"
-    )
-    rest = formats.Events(*(np.delete(column, [3, 7]) for column in e))
-    np.testing.assert_array_equal(
-        made, frames.to_frames(rest, timesteps=4, sensor=SENSOR)[0]
-    )
-    assert (away, made.sum()) == (2, 98)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"by": "number"}, "data.slice_by: got 'number', expected count or time"),
-        ({"outside": "keep"}, "outside: got 'keep'"),
         ({"timesteps": 0}, "got 0 timesteps"),
         ({"events": recording(0)}, "got no events, expected at least 1"),
         (
@@ -135,7 +126,7 @@ def test_what_is_refused(change, message):
 
 def test_all_at_one_time():
     e = formats.make([5, 5, 5], [0, 1, 2], [0, 0, 0], [1, 1, 1])
-    made, _ = frames.to_frames(e, timesteps=4, sensor=SENSOR, by="time")
+    made = frames.to_frames(e, timesteps=4, sensor=SENSOR, by="time")
     assert made.sum((1, 2, 3)).tolist() == [3, 0, 0, 0]
 
 

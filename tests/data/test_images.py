@@ -30,6 +30,15 @@ def noise(seed, *shape):
     return RNG(seed).randint(0, 256, shape).astype(np.uint8)
 
 
+def tiff(mode, side):
+    """A picture of a mode of Pillow's."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(noise(1, side, side, 3)).convert(mode).save(file, "TIFF")
+    return file.getvalue()
+
+
 EXACT = images.Target(4, 3, 10, (4, 4))
 FREE = images.Target(8, 3, 10)
 
@@ -87,6 +96,27 @@ def test_many_that_are_left_out_are_not_all_named(capsys):
     images.decode_all(made, EXACT, what="made", corrupt="skip")
     err = capsys.readouterr().err
     assert err.count("\n") < 10 and "40 of 41 records" in err
+    assert "BytesIO" not in err
+
+
+def test_what_a_stream_leaves_out_is_counted_aloud(capsys):
+    skipped = images.Skipped("made", "skip")
+    for i in range(1001):
+        for _ in range(2):  # a record counts once
+            skipped.note(i, images.Corrupt(f"row {i}: lost"))
+    assert capsys.readouterr().err.splitlines() == [
+        *(f"made: left out row {i}: lost" for i in range(5)),
+        "made: left out more, unnamed",
+        "made: 10 records left out so far",
+        "made: 100 records left out so far",
+        "made: 1,000 records left out so far",
+    ]
+
+
+def test_stored_labels_are_told_of_what_cannot_be_read(broken):
+    _, labels, readable = images.decode(broken, EXACT, what="made", corrupt="skip")
+    assert labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 10, 8, 9, 0, 1]
+    assert np.flatnonzero(~readable).tolist() == [2, 5, 7]
 
 
 def test_nothing_readable_is_an_error():
@@ -104,14 +134,57 @@ def test_every_cut_of_a_jpeg_is_found(encode, cut):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "RGB"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_of_other_kinds_are_converted(mode, channels):
+def test_pictures_of_many_sizes_are_converted(mode, channels):
+    target = dataclasses.replace(FREE, channels=channels)
+    x, _ = images.example(Made([(tiff(mode, 9), 0)]), 0, target, None)
+    assert x.shape == (8, 8, channels) and x.std() > 5
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored"), [("L", 1), ("RGBA", 4), ("P", 3), ("CMYK", 4), ("RGB", 3)]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_wrong_channels_are_found_in_a_set_of_one_size(mode, stored, channels):
+    target = dataclasses.replace(EXACT, channels=channels)
+    made = Made([(tiff(mode, 4), 0)])
+    if stored == channels:
+        x, _ = images.example(made, 0, target, None)
+        assert x.shape == (4, 4, channels)
+    else:
+        message = f"row 0: got {stored} channels, expected {channels}"
+        with pytest.raises(images.Corrupt, match=message):
+            images.example(made, 0, target, None)
+
+
+@pytest.mark.parametrize("target", [EXACT, FREE])
+def test_more_than_a_byte_is_not_clipped(target):
     from PIL import Image
 
-    file = io.BytesIO()
-    Image.fromarray(noise(1, 9, 9, 3)).convert(mode).save(file, "TIFF")
-    target = dataclasses.replace(FREE, channels=channels)
-    x, _ = images.example(Made([(file.getvalue(), 0)]), 0, target, None)
-    assert x.shape == (8, 8, channels) and x.std() > 5
+    deep = np.full((4, 4), 40_000)
+    for pixels in (deep.astype(np.uint16), deep.astype(np.int32)):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "TIFF")
+        with pytest.raises(images.Corrupt, match="row 0: got a picture of 16 bits"):
+            images.example(Made([(file.getvalue(), 0)]), 0, target, None)
+    floats = deep[:, :, None].astype(np.float32)
+    with pytest.raises(images.Corrupt, match="row 0: got a picture of 16 bits"):
+        images.example(Made([(floats, 0)]), 0, target, None)
+
+
+def test_one_of_five_is_held_out():
+    labels = np.arange(43) % 3
+    train, test = images.hold_out(labels, "made")
+    assert sorted([*train, *test]) == list(range(43))
+    assert np.bincount(labels[test]).tolist() == [3, 3, 2]
+    np.testing.assert_array_equal(images.hold_out(labels, "other")[1], test)
+    with pytest.raises(ValueError, match="made: got 4 pictures, expected at least 5"):
+        images.hold_out(labels[:4], "made")
+
+
+def test_channels_that_are_no_picture():
+    images.check_channels("made", 1)
+    with pytest.raises(ValueError, match="made: got 4 channels, expected 1 or 3"):
+        images.check_channels("made", 4)
 
 
 def test_evaluation_sees_the_middle():
@@ -179,6 +252,14 @@ def test_evaluation_marks_what_it_cannot_read(broken, capsys):
     assert capsys.readouterr().err.count("row 2") == 1  # said once
     with pytest.raises(images.Corrupt, match="row 5"):
         images.streamed(broken, EXACT, keep, what="made").fetch(np.array([5]))
+
+
+def test_what_evaluation_cannot_read_has_the_shape_of_the_others(rows):
+    target = dataclasses.replace(EXACT, size=8)  # which is made on the device
+    made = Made([rows[0], (b"", 1)])
+    split = images.streamed(made, target, keep, what="made", corrupt="skip")
+    batch = split.fetch(np.arange(2))
+    assert batch["image"].shape == (2, 4, 4, 3) and batch["label"].tolist() == [0, -1]
 
 
 def test_training_takes_the_next_that_can_be_read(broken):

@@ -1,3 +1,5 @@
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,52 @@ def test_host_split_keeps_the_protocol():
     assert got["image"].dtype == np.float32 and split.size == 3
     for index, mask in pipeline.padded_batches(split.size, 2):
         assert split.fetch(index)["image"].shape == (2, 3) and mask.shape == (2,)
+
+
+def by_threes(step):
+    return np.array([step, step + 1, 0]) % 5
+
+
+def test_host_split_streams_what_it_fetches_from_any_step(tmp_path):
+    kept = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (9, 4))
+    kept[:] = np.arange(36).reshape(9, 4)
+    split = pipeline.host_split(kept, np.arange(9), [8, 3, 1, 0, 7])
+    for first, last in ((0, 12), (7, 12), (3, 3)):  # more and fewer than are ahead
+        batches = list(pipeline.feed(split, by_threes, first, last))
+        assert len(batches) == last - first
+        for step, batch in zip(range(first, last), batches, strict=True):
+            want = split.fetch(by_threes(step))
+            np.testing.assert_array_equal(batch["image"], want["image"])
+            np.testing.assert_array_equal(batch["label"], want["label"])
+            assert type(batch["image"]) is np.ndarray
+            assert not np.may_share_memory(batch["image"], kept)
+
+
+def test_host_split_gathers_ahead_and_ends_when_it_is_closed():
+    asked, ahead = [], threading.Event()
+
+    def order(step):
+        asked.append((step, threading.current_thread()))
+        if step == pipeline.AHEAD:
+            ahead.set()
+        return by_threes(step)
+
+    split = pipeline.host_split(np.arange(5), np.arange(5), range(5))
+    batches = pipeline.feed(split, order, 0, 10**9)
+    assert next(batches)["label"].tolist() == [0, 1, 0]
+    assert ahead.wait(10)  # with nobody asking for it
+    batches.close()
+    steps, threads = zip(*asked, strict=True)
+    assert steps == tuple(range(pipeline.AHEAD + 1)) and len(set(threads)) == 1
+    assert threads[0] is not threading.main_thread() and not threads[0].is_alive()
+
+
+def test_what_goes_wrong_while_gathering_reaches_the_caller():
+    split = pipeline.host_split(np.arange(5), np.arange(5), range(5))
+    batches = pipeline.feed(split, lambda step: np.array([3 + step]), 0, 9)
+    assert [next(batches)["label"].item() for _ in range(2)] == [3, 4]
+    with pytest.raises(IndexError, match="out of bounds"):
+        next(batches)
 
 
 def square(index):

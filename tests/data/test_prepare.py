@@ -1,9 +1,12 @@
+import json
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from a2os2a_jax.data import images, prepare
+from a2os2a_jax.data import catalogue, images, prepare
+from a2os2a_jax.data.sources import events
 
 
 def one_line(err, *needles):
@@ -34,6 +37,126 @@ def test_what_is_not_there_needs_tensorflow_once(tmp_path, monkeypatch, capsys):
 def test_recordings_are_fetched_by_hand(name, tmp_path, capsys):
     assert prepare.main([name, f"--data_dir={tmp_path}"]) == 1
     one_line(capsys.readouterr().err, f"{tmp_path}/{name}", "Download", "Terms")
+
+
+@pytest.fixture
+def nmnist(tmp_path):
+    """A set of one recording for each digit and part; capitals are as they may be."""
+    for part in ("Train", "test"):
+        for digit in range(10):
+            folder = tmp_path / "N-MNIST" / part / str(digit)
+            folder.mkdir(parents=True)
+            t = 1000 * np.arange(40)
+            event = np.stack([t % 7, t % 5, 128 | t >> 16, t >> 8 & 255, t & 255], 1)
+            (folder / "00001.bin").write_bytes(event.astype(np.uint8).tobytes())
+    return tmp_path
+
+
+def test_checking_recordings_writes_nothing(nmnist, capsys):
+    before = sorted(nmnist.rglob("*"))
+    assert prepare.main(["nmnist", f"--data_dir={nmnist}", "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "nmnist: 20 recordings, 0 unreadable" in out and "is ready" in out
+    assert sorted(nmnist.rglob("*")) == before
+    assert prepare.main(["nmnist", f"--data_dir={nmnist}", "--timesteps=4"]) == 0
+    out = capsys.readouterr().out
+    assert "10 + 10 recordings as frames [4, 34, 34, 2]" in out and "is ready" in out
+    assert list((nmnist / "N-MNIST").glob(".frames-4-*"))
+
+
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_a_recording_that_cannot_be_read_is_told(nmnist, capsys, check):
+    path = nmnist / "N-MNIST" / "Train" / "3" / "00001.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert prepare.main(["nmnist", f"--data_dir={nmnist}", *check]) == 1
+    said = capsys.readouterr()
+    assert "ready" not in said.out and "next:" not in said.out
+    assert said.err.splitlines()[-1].startswith("error: nmnist: not all of it can be")
+    assert str(path) in said.out + said.err
+    assert not check or "20 recordings, 1 unreadable" in said.out
+
+
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_a_picture_that_cannot_be_read_is_told(tiny_tfds, encode, capsys, check):
+    rows = [(encode(np.full((4, 4, 3), i, np.uint8)), i % 4) for i in range(8)]
+    rows[3] = (rows[3][0][:40], 3)
+    root = tiny_tfds("made", {"train": rows[:4], "test": rows[4:]})
+    assert prepare.main(["made", f"--data_dir={root}", *check]) == 1
+    said = capsys.readouterr()
+    assert "made train: 4 records, 1 unreadable\n  record 3 of made train:" in said.out
+    assert "made test: 4 records, 0 unreadable" in said.out
+    assert "ready" not in said.out and "next:" not in said.out
+    one_line(said.err, "made: not all of it can be read", "data.corrupt=skip")
+
+
+def test_a_split_without_labels_is_no_part_of_a_set(tiny_tfds, encode, capsys):
+    rows = [(encode(np.zeros((4, 4, 3), np.uint8)), i % 4) for i in range(8)]
+    splits = {"train": rows, "validation": rows, "test": [(rows[0][0], -1)]}
+    root = tiny_tfds("imagenet2012", splits)
+    assert prepare.main(["imagenet2012", f"--data_dir={root}"]) == 0
+    out = capsys.readouterr().out
+    assert "imagenet2012 validation: 8 records, 0 unreadable" in out
+    assert "imagenet2012 test: 1 records, of no use here" in out
+
+
+def test_another_format_is_there_and_not_written_over(tiny_tfds, encode, capsys):
+    rows = [(encode(np.zeros((4, 4, 3), np.uint8)), 0)] * 8
+    root = tiny_tfds("mnist", {"train": rows})
+    (path,) = tiny_info(root)
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"})
+    )
+    for check in ([], ["--check"]):
+        assert prepare.main(["mnist", f"--data_dir={root}", *check]) == 1
+        one_line(capsys.readouterr().err, "in another format, tfrecord", "move it away")
+
+
+def tiny_info(root):
+    return list(prepare.Path(root).glob("*/*/dataset_info.json"))
+
+
+@pytest.mark.parametrize("instructions", ["two tars:\n  train.tar, val.tar", None])
+def test_what_is_to_be_downloaded_by_hand_is_said(
+    tmp_path, monkeypatch, capsys, instructions
+):
+    def download_and_prepare():
+        raise AssertionError(f"nothing there\n{instructions}")
+
+    made = types.SimpleNamespace(
+        MANUAL_DOWNLOAD_INSTRUCTIONS=instructions,
+        download_and_prepare=download_and_prepare,
+    )
+    stub = types.SimpleNamespace(builder=lambda name, **_: made)
+    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", stub)
+    if instructions is None:  # a fault of another kind
+        with pytest.raises(AssertionError, match="nothing there"):
+            prepare.main(["imagenet2012", f"--data_dir={tmp_path}"])
+        return
+    assert prepare.main(["imagenet2012", f"--data_dir={tmp_path}"]) == 1
+    one_line(capsys.readouterr().err, f"{tmp_path}/downloads/manual", "val.tar")
+
+
+def test_cuts_are_not_offered(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        prepare.main(["--help"])
+    offered = capsys.readouterr().out
+    assert "imagenet2012" in offered and "ncaltech101" in offered
+    for name in catalogue.CUTS:
+        assert name not in offered
+        assert prepare.main([name, f"--data_dir={tmp_path}"]) == 1
+        one_line(capsys.readouterr().err, f"found no {name}", "a cut, which nothing")
+    assert set(catalogue.KNOWN) == {*prepare.STOCK, *prepare.WHERE, *catalogue.CUTS}
+    assert set(prepare.WHERE) <= set(events.KINDS)
+
+
+def test_a_cut_of_recordings_is_read(tfds_dir, capsys):
+    root = tfds_dir("nmnist_sample")
+    argv = ["nmnist_sample", f"--data_dir={root}", "--timesteps=2", "--check"]
+    assert prepare.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "600 + 100 recordings" in out
+    assert "--config.data.name=nmnist_sample" in out
 
 
 def test_the_unreadable_are_listed(encode):

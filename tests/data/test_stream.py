@@ -65,8 +65,6 @@ def test_what_goes_wrong_reaches_the_caller():
 
 WORKERS = """
 import numpy as np
-from absl import flags
-flags.FLAGS.mark_as_parsed()
 from a2os2a_jax.data import stream
 
 def order(step):

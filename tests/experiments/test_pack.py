@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -5,9 +6,9 @@ import numpy as np
 import pytest
 
 from a2os2a_jax import data
+from a2os2a_jax.data import catalogue, pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
-import cifar  # noqa: E402
 import pack  # noqa: E402
 
 
@@ -37,16 +38,47 @@ def test_nothing_is_written_over(arrays, tmp_path):
         pack.write(arrays, {}, list("abcde"), tmp_path)
 
 
-def test_a_cut_of_cifar100_by_the_command(tmp_path, capsys):
+def test_a_crash_leaves_nothing_that_is_read(arrays, tmp_path, monkeypatch):
+    out = tmp_path / "p"
+    out.mkdir()  # an empty one may be there
+    save, made = np.savez_compressed, []
+
+    def third(path, **parts):
+        made.append(path)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        save(path, **parts)
+
+    # killed: what clears up does not run either
+    monkeypatch.setattr(np, "savez_compressed", third)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(pack.shutil, "rmtree", lambda *_, **__: None)
+        pack.write(arrays, {}, list("abcde"), out, mib=0.1)
+    assert len(list(made[0].parent.glob("piece_*"))) == 2 and made[0].parent != out
+    with pytest.raises(ValueError, match="found no .npz file"):
+        data.load(f"npz:{out}")
+    paths = pack.write(arrays, {}, list("abcde"), out, mib=0.1)
+    assert sorted(paths) == sorted(out.glob("*.npz"))
+    assert data.load(f"npz:{out}").train.size == 2000
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_too_large_an_example_leaves_nothing(arrays, tmp_path):
+    with pytest.raises(ValueError, match="bytes, expected 0.0001 MiB"):
+        pack.write(arrays, {}, list("abcde"), tmp_path / "p", mib=0.0001)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_of_pieces_says_what_a_result_has_to(tmp_path, monkeypatch, arrays):
+    splits = {name: pipeline.resident_split(*xy) for name, xy in arrays.items()}
+    made = pipeline.Dataset("cifar10", (8, 8, 3), 5, **splits, about="ten kinds")
+    monkeypatch.setattr(data, "load", lambda name, **_: made)
+    assert pack.main(["cifar10", f"--out={tmp_path / 'p'}"]) == 0
+    about = json.loads((tmp_path / "p" / "pieces.json").read_text())
+    assert (about["name"], about["about"]) == ("cifar10", "ten kinds")
+    assert about["note"] == catalogue.KNOWN["cifar10"].note != ""
+
+
+def test_what_is_unknown_is_said_in_a_line(tmp_path, capsys):
     found = pack.main(["nosuch", f"--out={tmp_path / 'p'}"])
     assert found == 1 and "is unknown" in capsys.readouterr().err
-
-
-def test_the_runs_of_the_table():
-    runs = cifar.runs(["factorial", "2-512"], 20, 2, [("dtype", "bfloat16")])
-    assert len(runs) == 2 * 15 and len({run.name for run in runs}) == 30
-    assert [run.seed for run in runs[:15]] == [0] * 15  # one seed of all, first
-    assert runs[0].config == "configs/cifar10.py:2-256,20"
-    assert len([r for r in runs if "decay_input=True" in r.name]) == 14
-    for run in (runs[0], runs[3], runs[14]):
-        cifar.sweep.check(run)

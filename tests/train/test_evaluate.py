@@ -118,6 +118,16 @@ def test_more_examples_than_there_are_is_an_error(data, examples):
         _evaluator(data[2], batch=7, examples=examples)
 
 
+def test_nothing_to_count_is_an_error(data, variables):
+    images, labels, _ = data
+    split = pipeline.resident_split(images, np.full_like(labels, -1))
+    evaluator = _evaluator(split, batch=50)
+    with pytest.raises(ValueError, match="got 0 examples that count.*data.corrupt"):
+        evaluator(variables)
+    with pytest.raises(ValueError, match="got 0 examples that count"):
+        evaluate.summary({"count": np.int32(0)})
+
+
 def test_activity_is_that_of_the_first_batch(data, variables):
     images, _, split = data
     got = _evaluator(split, batch=8).activity(variables)

@@ -9,7 +9,6 @@ Every reader is written from the published description that its module names.
 """
 
 import importlib
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ READERS = {  # suffix -> module, imported when asked for
     ".h5": "hdf5",
     ".hdf5": "hdf5",
 }
-CUT = ("error", "keep")
 
 
 class Events(NamedTuple):
@@ -40,29 +38,24 @@ class Events(NamedTuple):
     p: np.ndarray
 
 
-def read(path: str | Path, *, cut: str = "error") -> Events:
+def read(path: str | Path) -> Events:
     """The events of a recording, its format told by its suffix.
 
     Times that go back are put in order, events of one time staying as they were:
     packets of a file may overlap, and slicing by count wants one order.
 
-    Args:
-      path: of the file.
-      cut: what a file does that ends in the middle of an event: "error", or "keep" the
-        whole events in front of it, with a warning that says what was dropped.
     Raises:
-      ValueError: names the file, what was got and what was expected.
-      OSError: the file cannot be opened.
+      ValueError: the file is cut, or no such recording; names it, what was got and what
+        was expected.
+      OSError: the file cannot be reached, which says nothing about what is in it.
       ImportError: HDF5 without h5py.
     """
     path = Path(path)
-    if cut not in CUT:
-        raise ValueError(f"cut: got {cut!r}, expected error or keep")
     module = READERS.get(path.suffix.lower())
     if module is None:
         expected = ", ".join(READERS)
         raise ValueError(f"{path}: got the suffix {path.suffix!r}, expected {expected}")
-    events = importlib.import_module(f"{__name__}.{module}").read(path, cut=cut)
+    events = importlib.import_module(f"{__name__}.{module}").read(path)
     if np.all(events.t[1:] >= events.t[:-1]):
         return events
     order = np.argsort(events.t, kind="stable")
@@ -76,29 +69,41 @@ def make(t, x, y, p) -> Events:
     return Events(*(np.asarray(column).astype(kind) for column, kind in columns))
 
 
+def unwrap(t: np.ndarray) -> np.ndarray:
+    """Times of a clock of 32 bits, in the order of the file, as int64 that go on.
+
+    Every 2^32 microseconds, 71.6 minutes, such a clock starts again. A step back by
+    more than half of that is taken for it; events that come late, from before the
+    start, are told by a step forward of as much.
+    """
+    t = np.asarray(t).astype(np.int64)
+    steps = np.diff(t)
+    change, turn = np.zeros(len(t), np.int64), 0
+    for i in np.flatnonzero(np.abs(steps) > 2**31):
+        # never below 0: a first step forward is a pause, not what came late
+        after = max(0, turn + (1 if steps[i] < 0 else -1))
+        change[i + 1], turn = after - turn, after
+    return t + np.cumsum(change) * 2**32
+
+
 def whole(
-    path: Path, data: bytes, start: int, size: int, cut: str, *, end: int | None = None
+    path: Path, data: bytes, start: int, size: int, *, end: int | None = None
 ) -> memoryview:
-    """data[start:end] less the beginning of a record of `size` bytes at its end.
+    """data[start:end], records of `size` bytes.
 
     Raises:
-      ValueError: there is such a rest, or `end` lies behind the data, and cut is
-        "error".
+      ValueError: the last record is cut, or `end` lies behind the data.
     """
     have = len(data) if end is None else min(end, len(data))
     rest = (have - start) % size
     if rest or (end is not None and have < end):
-        dropped(path, rest, have - rest, f"events of {size} bytes", cut)
-    return memoryview(data)[start : have - rest]
+        raise cut(path, rest, have - rest, f"events of {size} bytes")
+    return memoryview(data)[start:have]
 
 
-def dropped(path: Path, count: int, at: int, expected: str, cut: str) -> None:
-    """A file that is cut: ValueError, or a warning where cut is "keep"."""
-    if cut == "error":
-        raise ValueError(
-            f"{path}: got {count} bytes at byte {at}, where it ends, expected "
-            f"{expected}: the file is cut"
-        )
-    warnings.warn(
-        f"{path}: is cut at byte {at}, dropped the last {count} bytes", stacklevel=4
+def cut(path: Path, count: int, at: int, expected: str) -> ValueError:
+    """What to raise for a file that ends too early."""
+    return ValueError(
+        f"{path}: got {count} bytes at byte {at}, where it ends, expected {expected}: "
+        "the file is cut"
     )

@@ -4,13 +4,14 @@
 uint32 time in microseconds. What an address means depends on the chip; read is that of
 the DVS128, 128x128 pixels:
 
-    bit   15         14-8    7-1     0
-          external   y       x       polarity, 1 is darker
+    bit   31        15         14-8    7-1     0
+          special   external   y       x       polarity, 1 is darker
 
-External events are no change of brightness and are dropped. jAER mirrors x, and its y
-counts from the bottom: here column = 127 - x and row = 127 - y. The published page says
-that polarity 1 is brighter; jAER's code and every reader of CIFAR10-DVS take it as
-darker, and so does this one.
+Special and external events (of the pin IN, for one) are no change of brightness: they
+are left out, and a warning counts them; their other bits do not matter. jAER mirrors x,
+and its y counts from the bottom: here column = 127 - x and row = 127 - y. The published
+page says that polarity 1 is brighter; jAER's code and every reader of CIFAR10-DVS take
+it as darker, and so does this one.
 
 3.1: lines up to "#!END-HEADER", then packets, little-endian: a header of 28 bytes
 
@@ -28,6 +29,7 @@ chip class DVS128.
 
 import re
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,42 +39,48 @@ from a2os2a_jax.data import formats
 SIDE = 128  # pixels, of a DVS128
 PACKET = struct.Struct("<hhiiiiii")
 POLARITY = 1  # type of a packet
+NO_PIXEL = 0x8000_8000  # either bit says that an event of 2.0 is none of a pixel
 
 
-def read(path: Path, *, cut: str = "error") -> formats.Events:
+def read(path: Path) -> formats.Events:
     """The events of a file of either version, in its order."""
     data = Path(path).read_bytes()
     line = data[:80].partition(b"\n")[0].rstrip(b"\r")
     if line == b"#!AER-DAT2.0":
-        return _read_2(path, data, cut)
+        return _read_2(path, data)
     if line == b"#!AER-DAT3.1":
-        return _read_3(path, data, cut)
+        return _read_3(path, data)
     raise ValueError(
         f"{path}: got the first line {line[:40]!r}, expected #!AER-DAT2.0 or "
         "#!AER-DAT3.1"
     )
 
 
-def _read_2(path: Path, data: bytes, cut: str) -> formats.Events:
+def _read_2(path: Path, data: bytes) -> formats.Events:
     start = 0
-    # An address has 16 bits, so that the first byte of an event is 0, never a "#".
+    # The first byte of an event is 0, or from 0x80 on if it is special, never a "#".
     while data[start : start + 1] == b"#":
         start = data.find(b"\n", start) + 1 or len(data)
-    words = np.frombuffer(formats.whole(path, data, start, 8, cut), ">u4")
+    words = np.frombuffer(formats.whole(path, data, start, 8), ">u4")
     address, t = words.astype(np.int64).reshape(-1, 2).T
-    if (address >> 16).any():
-        first = int(np.argmax(address >> 16 != 0))
+    pixel = address & NO_PIXEL == 0
+    if (outside := pixel & (address >> 16 != 0)).any():
+        first = int(np.argmax(outside))
         raise ValueError(
             f"{path}: got address {address[first]:#x} at byte {start + 8 * first}, "
             "expected the 16 bits of a DVS128"
         )
-    pixel = address & 0x8000 == 0
-    address, t = address[pixel], t[pixel]
+    if left_out := len(pixel) - np.count_nonzero(pixel):
+        warnings.warn(
+            f"{path}: left out {left_out} of {len(pixel)} events, special or external",
+            stacklevel=4,
+        )
+    address, t = address[pixel], formats.unwrap(t[pixel])
     x, y, p = address >> 1 & 0x7F, address >> 8 & 0x7F, address & 1
     return formats.make(t, SIDE - 1 - x, SIDE - 1 - y, 1 - p)
 
 
-def _read_3(path: Path, data: bytes, cut: str) -> formats.Events:
+def _read_3(path: Path, data: bytes) -> formats.Events:
     header = re.search(rb"#!END-HEADER\r?\n", data)
     if header is None:
         raise ValueError(f"{path}: got no line #!END-HEADER, which ends the header")
@@ -83,8 +91,7 @@ def _read_3(path: Path, data: bytes, cut: str) -> formats.Events:
     while at < len(data):
         if len(data) - at < PACKET.size:
             expected = f"a packet header of {PACKET.size}"
-            formats.dropped(path, len(data) - at, at, expected, cut)
-            break
+            raise formats.cut(path, len(data) - at, at, expected)
         kind, _, size, offset, overflow, capacity, number, _ = PACKET.unpack_from(
             data, at
         )
@@ -100,7 +107,7 @@ def _read_3(path: Path, data: bytes, cut: str) -> formats.Events:
             )
         start = at + PACKET.size
         at = start + capacity * size
-        body = formats.whole(path, data, start, size, cut, end=at)
+        body = formats.whole(path, data, start, size, end=at)
         if kind == POLARITY:
             words = np.frombuffer(body, "<u4").reshape(-1, 2)[:number].astype(np.int64)
             words[:, 1] |= overflow << 31

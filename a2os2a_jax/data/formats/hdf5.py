@@ -6,8 +6,9 @@ Looked for, in this order:
     events/{t, x, y, p}   four arrays of one length
     {t, x, y, p}          the same, at the top
 
-t: whole microseconds. p: what is above 0 is brighter, so that 0, 1 and -1, 1 both do.
-Prophesee's own files are compressed with its codec ECF, whose HDF5 plugin h5py needs.
+All are whole numbers; t: microseconds, and a clock of 32 bits may start again. p: what
+is above 0 is brighter, so that 0, 1 and -1, 1 both do. Prophesee's own files are
+compressed with its codec ECF, whose HDF5 plugin h5py needs.
 
 Source: docs.prophesee.ai, HDF5 Event File Format, for the first; the others are what
 many tools write.
@@ -22,46 +23,59 @@ from a2os2a_jax.data import formats
 FIELDS = ("t", "x", "y", "p")
 
 
-def read(path: Path, *, cut: str = "error") -> formats.Events:
-    """The events of a file, in its order; `cut` is no question, HDF5 knows its sizes.
+def read(path: Path) -> formats.Events:
+    """The events of a file, in its order.
 
     Raises:
       ImportError: h5py is missing.
+      OSError: the file cannot be reached.
       ValueError: not an HDF5 file that h5py can read, none of the layouts, arrays of
-        several lengths, or times that are not whole numbers.
+        several lengths or none, or what are not whole numbers.
     """
     try:
         import h5py
     except ImportError as error:
         raise ImportError(f"{path}: HDF5 needs h5py: pip install h5py") from error
 
-    Path(path).stat()  # what is missing is an OSError, as with the other formats
     try:
         with h5py.File(path, "r") as file:
-            t, x, y, p = _columns(path, file)
+            columns = _columns(path, file)
     except OSError as error:
+        if error.errno is not None:
+            raise  # of the system; those of HDF5 itself have no number
         raise ValueError(
             f"{path}: got what h5py cannot read, expected HDF5 (of Prophesee: with the "
             f"plugin of its codec ECF): {error}"
         ) from error
-    if len({np.shape(column) for column in (t, x, y, p)}) != 1 or t.ndim != 1:
-        shapes = ", ".join(str(np.shape(column)) for column in (t, x, y, p))
+    t, x, y, p = columns.values()
+    if len({column.shape for column in (t, x, y, p)}) != 1 or t.ndim != 1:
+        shapes = ", ".join(str(column.shape) for column in (t, x, y, p))
         raise ValueError(f"{path}: got t, x, y, p of shapes {shapes}, expected one [E]")
-    if t.dtype.kind not in "iu":
-        raise ValueError(f"{path}: got times of type {t.dtype}, expected integers, us")
-    return formats.make(t, x, y, p.astype(np.int64) > 0)
+    for name, column in columns.items():
+        if column.dtype.kind not in ("biu" if column is p else "iu"):
+            raise ValueError(
+                f"{path}: got {name} of type {column.dtype}, expected integers"
+            )
+    return formats.make(formats.unwrap(t) if t.itemsize == 4 else t, x, y, p > 0)
 
 
-def _columns(path: Path, file) -> tuple[np.ndarray, ...]:
-    if "CD" in file and "events" in file["CD"]:
-        table = file["CD"]["events"][:]
-        if set(FIELDS) <= set(table.dtype.names or ()):
-            return tuple(table[name] for name in FIELDS)
-    for group in (file["events"] if "events" in file else {}, file):
-        if hasattr(group, "keys") and set(FIELDS) <= set(group.keys()):
-            return tuple(group[name][:] for name in FIELDS)
+def _columns(path: Path, file) -> dict[str, np.ndarray]:
+    """t, x, y, p, by their names in the file."""
+    table = _within(_within(file, "CD"), "events")
+    if set(FIELDS) <= set(getattr(getattr(table, "dtype", None), "names", None) or ()):
+        rows = table[()]
+        return {f"CD/events {name}": rows[name] for name in FIELDS}
+    for prefix, group in (("events/", _within(file, "events")), ("", file)):
+        found = {f"{prefix}{name}": _within(group, name) for name in FIELDS}
+        if all(hasattr(column, "dtype") for column in found.values()):
+            return {name: np.asarray(column[()]) for name, column in found.items()}
     found = ", ".join(file.keys()) or "nothing"
     raise ValueError(
         f"{path}: got {found}, expected events/t, x, y, p, or t, x, y, p, or the table "
         "CD/events"
     )
+
+
+def _within(group, name: str):
+    """What a group has of this name; None where it, or the group, is not there."""
+    return group.get(name) if hasattr(group, "keys") else None

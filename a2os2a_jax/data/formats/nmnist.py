@@ -22,10 +22,10 @@ SIZE = 5  # bytes of an event
 MARKER, STEP = 240, 2**13  # a row; microseconds
 
 
-def read(path: Path, *, cut: str = "error") -> formats.Events:
+def read(path: Path) -> formats.Events:
     """The events of a file, in its order."""
     data = Path(path).read_bytes()
-    raw = np.frombuffer(formats.whole(path, data, 0, SIZE, cut), np.uint8)
+    raw = np.frombuffer(formats.whole(path, data, 0, SIZE), np.uint8)
     x, y, high, middle, low = raw.reshape(-1, SIZE).T.astype(np.int64)
     marker = y == MARKER
     t = ((high & 0x7F) << 16 | middle << 8 | low) + STEP * np.cumsum(marker)

@@ -24,7 +24,7 @@ SIZE = 8  # bytes of an event
 TYPES = (0, 12)  # generic 2D events, and contrast detection
 
 
-def read(path: Path, *, cut: str = "error") -> formats.Events:
+def read(path: Path) -> formats.Events:
     """The events of a file, in its order."""
     data = Path(path).read_bytes()
     start = 0
@@ -48,8 +48,9 @@ def read(path: Path, *, cut: str = "error") -> formats.Events:
                 f"{TYPES[0]} or {TYPES[1]} and {SIZE} bytes"
             )
         start += 2
-    words = np.frombuffer(formats.whole(path, data, start, SIZE, cut), "<u4")
+    words = np.frombuffer(formats.whole(path, data, start, SIZE), "<u4")
     t, word = words.astype(np.int64).reshape(-1, 2).T
+    t = formats.unwrap(t)
     if version < 2:
         return formats.make(t, word & 0x1FF, word >> 9 & 0xFF, word >> 17 & 1)
     return formats.make(t, word & 0x3FFF, word >> 14 & 0x3FFF, word >> 28 & 1)

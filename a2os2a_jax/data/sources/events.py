@@ -11,9 +11,9 @@ Capitals, "-" and "_" in names of folders do not matter, and a folder inside in 
 everything lies is found (DIR/dvs128_gesture/DvsGesture/...).
 
 Splits: N-MNIST and DVS128 Gesture have their own (of the latter, people 24 to 29 are
-test ones). CIFAR10-DVS and N-Caltech101 have none: here one of ten of each class,
-`pipeline.stratified`, always the same ones for the same files, judges. Literature takes
-other tenths.
+test ones, and validation holds out whole people, too). CIFAR10-DVS and N-Caltech101
+have none: here one of ten of each class, `pipeline.stratified`, always the same ones
+for the same files, judges. Literature takes other tenths.
 
 Frames are made once and kept on disk; values are counts, as float32, with no
 normalisation.
@@ -21,6 +21,7 @@ normalisation.
 
 import csv
 import functools
+import json
 import os
 import re
 import sys
@@ -37,9 +38,9 @@ from a2os2a_jax.data import cache, catalogue, formats, images, pipeline
 from a2os2a_jax.data import frames as framing
 from a2os2a_jax.data.sources import tfds
 
-FORMAT = 1  # of the frames that are kept; higher when the same files give others
+FORMAT = 2  # of the frames that are kept; higher when the same files give others
 TENTH = 10  # where there is no split, one of so many examples of a class is a test one
-NAMED = 3  # unreadable recordings that a message names
+NAMED = 5  # unreadable recordings that a message names
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 GESTURES = (  # in the order of their numbers, from 1
@@ -52,11 +53,13 @@ GESTURES = (  # in the order of their numbers, from 1
 class Listing(NamedTuple):
     """Examples that a set has, not yet read.
 
-    read: index -> events; ValueError or OSError for what cannot be read.
+    read: index -> events; ValueError for content that cannot be read, not naming the
+      example; OSError for a file that cannot be reached.
     names: of the examples, for messages.
     labels: int32 [N].
     test: sorted indices of the test examples.
     files: all that was looked at; frames are made again if one of them changes.
+    people: whom each example shows, where validation shall have other people.
     """
 
     read: Callable[[int], formats.Events]
@@ -65,6 +68,20 @@ class Listing(NamedTuple):
     test: np.ndarray
     class_names: tuple[str, ...]
     files: Sequence[Path] = ()
+    people: np.ndarray | None = None
+
+
+class Made(NamedTuple):
+    """What became of a listing.
+
+    frames: [N, T, H, W, 2], zeros where there is a reason.
+    reasons: why examples cannot be read, by index.
+    folder: where the frames are kept; None for in memory.
+    """
+
+    frames: np.ndarray
+    reasons: dict[int, str]
+    folder: Path | None = None
 
 
 class Kind(NamedTuple):
@@ -87,11 +104,13 @@ def load(
     slice_by: str = "count",
     fit: str = "pad",
     corrupt: str = "error",
+    resident_gib: float | None = None,
+    verify: bool = False,
 ) -> pipeline.Dataset:
     """Frames [timesteps, size, size, 2], channel 0 darker, 1 brighter.
 
-    A set whose frames take 1 GiB at most lives on the devices; of others the examples
-    of a batch are sent.
+    A set whose frames take `resident_gib` at most, as they are kept, lives on the
+    devices; of others the examples of a batch are sent.
 
     Args:
       name: of the table above.
@@ -101,17 +120,24 @@ def load(
       data_dir: the folder DIR; None is $A2OS2A_DATA/events, and for nmnist_sample as in
         `tfds.load`. Frames are kept in DIR/NAME/.frames-*, or where that cannot be
         written in $XDG_CACHE_HOME/a2os2a_jax (~/.cache).
-      validation: training examples held out, stratified, always the same ones.
+      validation: training examples held out, stratified, always the same ones. Of
+        DVS128 Gesture as many people as it takes to have so many examples or a few
+        more, since the test is on people not seen before.
       timesteps: slices of a recording.
       slice_by: "count" for slices of as many events, "time" for slices as long; see
         `frames.to_frames`.
       fit: how frames get to `size`: "pad", "resize", "crop"; see `frames.fit`.
       corrupt: what a recording does that is cut, empty, or has events outside the
-        sensor: "error", or "skip" it; how many, and the first names, are printed.
+        sensor: "error", or "skip" it, the whole of it; how many, and what is wrong
+        with the first five, is printed.
+      resident_gib: GiB; None for 1.
+      verify: compare the checksums of frames that are kept, not only their sizes; those
+        that changed are made again.
     Raises:
       ValueError: nothing is there (says where it looked and how it is made), files are
         not those of the set, or arguments do not fit.
-      images.Corrupt: a recording cannot be read, and corrupt is "error".
+      images.Corrupt: what is in a recording cannot be read, and corrupt is "error".
+      OSError: a file cannot be reached. Nothing is kept then: it may be there later.
     """
     if name not in KINDS:
         raise ValueError(f"data.name: got {name!r}, expected {', '.join(KINDS)}")
@@ -124,29 +150,38 @@ def load(
         raise ValueError(f"data.slice_by: got {slice_by!r}, expected count or time")
     size = max(kind.sensor) if size is None else size
     framing.check_fit(kind.sensor, size, fit)
+    resident_bytes = images.resident_bytes(resident_gib)
     if name == "nmnist_sample":
         path = os.fspath(tfds.open_builder(name, data_dir).data_dir)
         listing, made = _sample(path, timesteps, slice_by, corrupt)
     else:
         home = _home(name, kind, data_dir)
         listing = kind.listing(home)
-        made = _kept(name, home, listing, kind.sensor, timesteps, slice_by, corrupt)
-    _report(name, listing, made["read"], corrupt)
-    frames, labels, readable = made["frames"], listing.labels, made["read"]
+        fill = functools.partial(
+            _fill, listing, kind.sensor, timesteps, slice_by, corrupt
+        )
+        key = _key(name, home, listing, kind.sensor, timesteps, slice_by)
+        made = _kept(home, key, len(listing.labels), fill, resident_bytes, verify)
+    _report(name, listing, made, corrupt)
+    frames, labels = made.frames, listing.labels
     train = np.setdiff1d(np.arange(len(labels)), listing.test)
-    kept, held = pipeline.stratified(labels[train], validation)
+    if listing.people is None:
+        kept, held = pipeline.stratified(labels[train], validation)
+    else:
+        kept, held = _whole_people(listing.people[train], validation)
     parts = {"train": train[kept], "test": listing.test, "validation": train[held]}
     # Whoever is skipped leaves after the split is made: it moves no other example.
-    parts = {key: index[readable[index]] for key, index in parts.items()}
-    for key in ("train", "test", *(["validation"] if validation else [])):
-        if not len(parts[key]):
-            raise ValueError(f"{name}: got no readable {key} recording")
+    bad = np.array(sorted(made.reasons), np.int64)
+    parts = {key: np.setdiff1d(index, bad) for key, index in parts.items()}
+    for part in ("train", "test", *(["validation"] if validation else [])):
+        if not len(parts[part]):
+            raise ValueError(f"{name}: got no readable {part} recording")
 
     def decode(x: jax.Array) -> jax.Array:
         return framing.fit(x.astype(jnp.float32), size, fit)
 
     def split(index: np.ndarray) -> pipeline.Split:
-        if frames.nbytes > images.RESIDENT_BYTES:
+        if frames.nbytes > resident_bytes:
             return pipeline.host_split(frames, labels, index, decode=decode)
         x = np.asarray(frames[index])
         return pipeline.resident_split(x, labels[index], decode=decode)
@@ -163,6 +198,24 @@ def load(
     )
 
 
+def _whole_people(people: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Holds out people, in an order that never changes, until `count` examples are.
+
+    Returns (kept, held out): sorted indices into `people`, the person of each example.
+    ValueError where that leaves nobody to learn from.
+    """
+    names, who = np.unique(people, return_inverse=True)
+    order = np.random.RandomState(pipeline.SPLIT_SEED).permutation(len(names))
+    total = np.concatenate([[0], np.cumsum(np.bincount(who)[order])])
+    if not 0 <= count <= (most := total[-2]):
+        raise ValueError(
+            f"hold out: got {count} examples, expected 0 to {most}, those of all "
+            "people but one"
+        )
+    held = np.isin(who, order[: np.searchsorted(total, count)])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
 # Frames: made, kept, reported.
 
 
@@ -174,40 +227,55 @@ def _fill(
     corrupt: str,
     new: cache.New,
 ) -> None:
-    """Makes "frames" [N, T, H, W, 2], uint8 where that is enough, and "read" [N]."""
-    count = len(listing.labels)
-    shape = (count, timesteps, *sensor, 2)
-    frames, read = new("frames", shape, np.uint8), new("read", (count,), np.bool_)
+    """Makes "frames" [N, T, H, W, 2], uint8 where that is enough, and "reasons".
+
+    Raises:
+      images.Corrupt: as of `load`.
+      OSError: names the example. Whatever is kept as unreadable is so for good, and
+        this may be over in a moment.
+    """
+    reasons: dict[int, str] = {}
+    shape = (len(listing.labels), timesteps, *sensor, 2)
+    frames = new("frames", shape, np.uint8)
     for i, name in enumerate(listing.names):
         try:
-            made, _ = framing.to_frames(
+            made = framing.to_frames(
                 listing.read(i), timesteps=timesteps, sensor=sensor, by=by
             )
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise OSError(f"{name}: {error}; no frames are kept, try again") from error
+        except ValueError as error:
             if corrupt == "error":
-                what = str(error) if name in str(error) else f"{name}: {error}"
                 raise images.Corrupt(
-                    f"{what}; data.corrupt=skip leaves it out"
+                    f"{name}: {error}; data.corrupt=skip leaves it out"
                 ) from None
+            reasons[i] = str(error)
             continue
         if frames.dtype == np.uint8 and made.max() > 255:
             narrow, frames = frames, new("frames", shape, np.uint16)
             for row in range(i):
                 frames[row] = narrow[row]
-        frames[i], read[i] = made, True
+        frames[i] = made
+    text = np.frombuffer(json.dumps(reasons).encode(), np.uint8)
+    new("reasons", text.shape, np.uint8)[:] = text
 
 
-def _kept(
+def _made(arrays: cache.Arrays, folder: Path | None = None) -> Made:
+    """What `_fill` has filled."""
+    reasons = json.loads(arrays["reasons"].tobytes())
+    return Made(arrays["frames"], {int(i): why for i, why in reasons.items()}, folder)
+
+
+def _key(
     name: str,
     home: Path,
     listing: Listing,
     sensor: tuple[int, int],
     timesteps: int,
     by: str,
-    corrupt: str,
-) -> cache.Arrays:
-    """Frames from the cache; made where they are not there."""
-    key = {
+) -> dict:
+    """All that frames depend on."""
+    return {
         "format": FORMAT,
         "set": name,
         "timesteps": timesteps,
@@ -215,26 +283,33 @@ def _kept(
         "sensor": list(sensor),
         "files": _stamp(home, listing.files),
     }
-    what = f"frames-{timesteps}-{by}"
+
+
+def _kept(
+    home: Path,
+    key: dict,
+    count: int,
+    fill: Callable[[cache.New], None],
+    memory_bytes: float,
+    verify: bool,
+) -> Made:
+    """Frames from the cache, `count` of them; made where they are not there."""
+    name, sensor, timesteps = key["set"], key["sensor"], key["timesteps"]
+    what = f"frames-{timesteps}-{key['slice_by']}"
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     place = f"{name}-{zlib.crc32(os.fsencode(home.resolve())):08x}"
     folders = home / f".{what}", user / "a2os2a_jax" / place / what
     for folder in folders:
-        if (arrays := cache.load(folder, key)) is not None:
-            return arrays
-    make = functools.partial(_fill, listing, sensor, timesteps, by, corrupt)
+        if (arrays := cache.load(folder, key, verify=verify)) is not None:
+            return _made(arrays, folder)
     for folder in folders:
         if cache.writable(folder):
-            count = len(listing.labels)
             print(
                 f"{name}: making frames of {count} examples, {folder}", file=sys.stderr
             )
-            return cache.cached(folder, key, make)
-    if (
-        len(listing.labels) * timesteps * sensor[0] * sensor[1] * 2
-        <= images.RESIDENT_BYTES
-    ):
-        return cache.in_memory(make)
+            return _made(cache.cached(folder, key, fill, verify=verify), folder)
+    if count * timesteps * sensor[0] * sensor[1] * 2 <= memory_bytes:
+        return _made(cache.in_memory(fill))
     raise ValueError(
         f"{name}: can write its frames to neither {folders[0]} nor {folders[1]}, "
         "expected one of them; set XDG_CACHE_HOME"
@@ -251,17 +326,22 @@ def _stamp(home: Path, files: Sequence[Path]) -> str:
     return f"{len(files)} files, {value:08x}"
 
 
-def _report(name: str, listing: Listing, read: np.ndarray, corrupt: str) -> None:
+def _report(name: str, listing: Listing, made: Made, corrupt: str) -> None:
     """Says what was skipped, also if that was when the frames were made, long ago."""
-    bad = np.flatnonzero(~np.asarray(read))
-    if not len(bad):
+    if not made.reasons:
         return
-    first = ", ".join(listing.names[i] for i in bad[:NAMED])
-    more = ", ..." if len(bad) > NAMED else ""
-    text = f"{name}: {len(bad)} of {len(read)} recordings cannot be read: {first}{more}"
+    bad = sorted(made.reasons)
+    first = [f"{listing.names[i]}: {made.reasons[i]}" for i in bad[:NAMED]]
+    count = f"{len(bad):,} of {len(listing.names):,} recordings cannot be read"
     if corrupt == "error":
-        raise images.Corrupt(f"{text}; data.corrupt=skip leaves them out")
-    print(f"{text}; skipped", file=sys.stderr)
+        again = f"; to read them again delete {made.folder}" if made.folder else ""
+        raise images.Corrupt(
+            f"{name}: {count}, the first: {first[0]}; data.corrupt=skip leaves them "
+            f"out{again}"
+        )
+    for line in first:
+        print(f"{name}: left out {line}", file=sys.stderr)
+    print(f"{name}: {count}; skipped", file=sys.stderr)
 
 
 # Where the sets are, and what is in them.
@@ -328,10 +408,18 @@ def _tenth(labels: np.ndarray) -> np.ndarray:
     return pipeline.stratified(labels, len(labels) // TENTH)[1]
 
 
+def _recording(path: Path) -> formats.Events:
+    """As `formats.read`, but its ValueErrors leave the naming to the caller."""
+    try:
+        return formats.read(path)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from error
+
+
 def _files(paths, labels, test, class_names, upright=lambda events: events) -> Listing:
     """A listing in which every file is an example."""
     return Listing(
-        read=lambda i: upright(formats.read(paths[i])),
+        read=lambda i: upright(_recording(paths[i])),
         names=[str(p) for p in paths],
         labels=np.asarray(labels, np.int32),
         test=np.asarray(test, np.int64),
@@ -419,7 +507,7 @@ def _dvs128_gesture(home: Path) -> Listing:
                 paths.append(path)
                 spans.append((start, end))
                 labels.append(label)
-    recent = functools.lru_cache(maxsize=1)(formats.read)
+    recent = functools.lru_cache(maxsize=1)(_recording)
 
     def read(i: int) -> formats.Events:
         events = recent(paths[i])  # the examples of a file follow each other
@@ -434,6 +522,7 @@ def _dvs128_gesture(home: Path) -> Listing:
         test=np.asarray(test, np.int64),
         class_names=tuple(GESTURES.split()),
         files=files,
+        people=np.array([p.stem.partition("_")[0].lower() for p in paths]),
     )
 
 
@@ -466,9 +555,7 @@ def _intervals(table: Path) -> list[tuple[int, int, int]]:
 
 
 @functools.lru_cache(maxsize=4)
-def _sample(
-    path: str, timesteps: int, by: str, corrupt: str
-) -> tuple[Listing, cache.Arrays]:
+def _sample(path: str, timesteps: int, by: str, corrupt: str) -> tuple[Listing, Made]:
     """Frames of all examples, decoded once in a process: they are few and small."""
     import tensorflow_datasets
 
@@ -485,9 +572,9 @@ def _sample(
         class_names=tuple("0123456789"),
     )
     sensor = KINDS["nmnist_sample"].sensor
-    make = functools.partial(_fill, listing, sensor, timesteps, by, corrupt)
-    arrays = cache.in_memory(make)
-    return listing._replace(read=None), arrays  # which lets go of the events
+    fill = functools.partial(_fill, listing, sensor, timesteps, by, corrupt)
+    made = _made(cache.in_memory(fill))
+    return listing._replace(read=None), made  # which lets go of the events
 
 
 KINDS = {

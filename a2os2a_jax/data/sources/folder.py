@@ -3,10 +3,12 @@
     PATH/train/CLASS/*.jpg    PATH/test/CLASS/*.jpg   (or val, validation)
     PATH/CLASS/*.jpg          then every fifth, stratified, is held out as test
 
-Classes are the names of the subfolders, in alphabetical order.
+Classes are the names of the subfolders, in alphabetical order. Files of other kinds are
+left aside, and counted on stderr; hidden ones without a word.
 """
 
 import functools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from a2os2a_jax.data import catalogue, images, pipeline
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 TEST = ("test", "val", "validation")
-SHARE = 5  # where there is no test folder, one of so many examples is a test one
 
 
 def load(
@@ -31,6 +32,7 @@ def load(
     corrupt: str = "error",
     area: float | None = None,
     workers: int = 0,
+    resident_gib: float | None = None,
 ) -> pipeline.Dataset:
     """Pictures [size, size, channels]: the middle, or random parts in training.
 
@@ -49,8 +51,7 @@ def load(
     if size is None:
         raise ValueError(f"data.size: got None, folder:{name} needs a size in pixels")
     pipeline.check_at_least(1, "folder", size=size)
-    if channels not in (1, 3):
-        raise ValueError(f"data.channels: got {channels}, expected 1 or 3")
+    images.check_channels("data.channels", channels)
     root = (Path(data_dir or ".").expanduser() / Path(name).expanduser()).resolve()
     if not root.is_dir():
         raise ValueError(f"data.name: found no folder {root}")
@@ -63,7 +64,7 @@ def load(
         parts["validation"] = images.View(train, held)
     target = images.Target(size, channels, len(names), None, area)
     bytes_ = (len(train) + len(test)) * size * size * channels
-    if bytes_ <= images.RESIDENT_BYTES and area is None:
+    if bytes_ <= images.resident_bytes(resident_gib) and area is None:
         arrays = {
             what: images.decode_all(r, target, what=f"{root} {what}", corrupt=corrupt)
             for what, r in parts.items()
@@ -131,17 +132,10 @@ def _trees(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
     if not (root / "train").is_dir():
         names = _classes(root)
         files = _files(root, names)
-        per_class = len(files) // SHARE
-        kept, held = pipeline.stratified(files.labels, per_class)
         train, test = (
             Files(tuple(files.paths[i] for i in part), files.labels[part])
-            for part in (kept, held)
+            for part in images.hold_out(files.labels, str(root))
         )
-        if not len(test):
-            raise ValueError(
-                f"{root}: got {len(files)} pictures, expected at least {SHARE}, of "
-                "which one is for testing"
-            )
         return train, test, names
     judge = next((t for t in TEST if (root / t).is_dir()), None)
     if judge is None:
@@ -165,13 +159,25 @@ def _classes(folder: Path) -> tuple[str, ...]:
 def _files(folder: Path, names: tuple[str, ...]) -> Files:
     paths: list[Path] = []
     labels: list[int] = []
+    aside: list[Path] = []
+    expected = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
     for label, name in enumerate(names):
         inside = folder / name
-        found = sorted(inside.rglob("*")) if inside.is_dir() else []
-        found = [p for p in found if p.suffix.lower() in SUFFIXES and p.is_file()]
+        there = sorted(inside.rglob("*")) if inside.is_dir() else []
+        there = [p for p in there if p.name[0] != "." and p.is_file()]
+        found = [p for p in there if p.suffix.lower() in SUFFIXES]
+        aside += [p for p in there if p.suffix.lower() not in SUFFIXES]
         if not found:
-            kinds = ", ".join(SUFFIXES)
-            raise ValueError(f"{inside}: found no picture, expected {kinds}")
+            raise ValueError(
+                f"{inside}: found no picture of {len(there)} files, expected {expected}"
+            )
         paths += found
         labels += [label] * len(found)
+    if aside:
+        kinds = ", ".join(sorted({p.suffix.lower() or p.name for p in aside}))
+        print(
+            f"folder:{folder}: {len(aside):,} files that are no {expected} are left "
+            f"aside ({kinds})",
+            file=sys.stderr,
+        )
     return Files(tuple(paths), np.array(labels, np.int32))

@@ -1,11 +1,11 @@
 """Arrays in a file, or in a folder of pieces: `npz:PATH`.
 
-    train_images uint8 [N, H, W, C] or [N, T, H, W, C], train_labels [N]
+    train_images uint8 or floats [N, H, W, C] or [N, T, H, W, C], train_labels [N]
     test_images, test_labels; x_train, y_train, x_test, y_test are taken, too
 
-A folder's pieces `*.npz` are joined in the order of their names; `pieces.json`, which
-`experiments/pack.py` writes, says what they have to be, so that a missing or a damaged
-one is found.
+The files `*.npz` of a folder are joined in the order of their names. Pieces that
+`experiments/pack.py` writes, piece_*.npz, come with `pieces.json`, which says what they
+have to be, so that a missing or a damaged one is found; without it they are refused.
 """
 
 import functools
@@ -19,6 +19,7 @@ import numpy as np
 from a2os2a_jax.data import catalogue, images, pipeline
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+PIECE = "piece_*.npz"  # what `experiments/pack.py` calls them
 ALIASES = dict(zip(("x_train", "y_train", "x_test", "y_test"), KEYS, strict=True))
 
 
@@ -33,17 +34,19 @@ def load(
 ) -> pipeline.Dataset:
     """Examples as they are stored, normalised by their own statistics.
 
-    Integers are pixels, x = (pixel / 255 - mean) / std; floats pass as they are.
+    Bytes are pixels, x = (pixel / 255 - mean) / std; sequences and floats pass as they
+    are.
 
     Args:
       name: the path; one that is not absolute starts at data_dir, if that is given.
-      size: pictures of another are resized on the device; not for sequences.
+      size: pictures of another are resized on the device; not for sequences. None
+        takes the stored one, if that is a square.
       classes: at least the largest label plus one, which is the default.
       validation: training examples held out, stratified, always the same ones.
       timesteps: T of sequences, to be sure; None takes what there is.
     Raises:
-      ValueError: no such file, missing arrays, other shapes, labels out of range, a
-        piece that is missing or damaged.
+      ValueError: no such file, missing arrays, other shapes or types, labels out of
+        range, a piece that is missing or damaged.
     """
     path = (Path(data_dir or ".").expanduser() / Path(name).expanduser()).resolve()
     arrays, about = read(path)
@@ -53,6 +56,11 @@ def load(
             raise ValueError(
                 f"{path}: got {what}_images {images_.shape}, expected [N, H, W, C] or "
                 "[N, T, H, W, C], alike for train and test"
+            )
+        if images_.dtype != x.dtype or not _is_taken(x.dtype):
+            raise ValueError(
+                f"{path}: got {what}_images {images_.dtype}, expected uint8 or floats, "
+                "alike for train and test"
             )
         if labels.shape != images_.shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
@@ -71,9 +79,13 @@ def load(
     if timesteps not in (None, *frames):
         got = frames[0] if frames else "no"
         raise ValueError(f"data.timesteps: got {timesteps}, {path} has {got} frames")
+    if size is None and height != width:
+        raise ValueError(f"data.size: got None, {path} has {height}x{width} pixels")
     size = height if size is None else size
     if (size, size) != (height, width) and frames:
-        raise ValueError(f"data.size: got {size}, sequences of {path} are {height}")
+        raise ValueError(
+            f"data.size: got {size}, sequences of {path} are {height}x{width}"
+        )
     pixels = x.dtype == np.uint8
     known = catalogue.KNOWN.get(about.get("name", ""))
     mean, std = (0.0,) * channels, (1.0,) * channels
@@ -102,18 +114,32 @@ def load(
     )
 
 
+def _is_taken(dtype: np.dtype) -> bool:
+    """Other integers may be pixels of any range, or counts: it is not known which."""
+    return dtype == np.uint8 or dtype.kind == "f"
+
+
 @functools.lru_cache(maxsize=1)
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """({key: array}, what pieces.json says) of a file or a folder of pieces."""
+    """({key: array}, what pieces.json says) of a file or a folder of pieces.
+
+    Raises:
+      ValueError: nothing is there, or what is there is not whole.
+    """
     about: dict = {}
     if path.is_dir():
         pieces = sorted(path.glob("*.npz"))
         manifest = path / "pieces.json"
         if manifest.exists():
-            about = json.loads(manifest.read_text(encoding="utf-8"))
+            about = _manifest(manifest)
             for piece, digest in about["sha256"].items():
                 _check(path / piece, digest)
             pieces = [path / piece for piece in sorted(about["sha256"])]
+        elif loose := [piece for piece in pieces if piece.match(PIECE)]:
+            raise ValueError(
+                f"{path}: got {len(loose)} pieces and no pieces.json, which says "
+                "whether they are all; copy it here, too, or pack the set again"
+            )
     else:
         pieces = [path] if path.is_file() else []
     if not pieces:
@@ -133,8 +159,26 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     return joined | {"class_names": names}, about
 
 
+def _manifest(path: Path) -> dict:
+    """What pieces.json says, or ValueError if it is not whole."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or not about.get("sha256"):
+        raise ValueError(
+            f"{path}: not a whole list of pieces; copy it again, or pack the set again"
+        )
+    return about
+
+
 def _check(piece: Path, digest: str) -> None:
     if not piece.is_file():
-        raise ValueError(f"{piece}: missing; pieces.json names it")
+        raise ValueError(
+            f"{piece}: missing; pieces.json names it: copy it here, or pack the set "
+            "again"
+        )
     if hashlib.sha256(piece.read_bytes()).hexdigest() != digest:
-        raise ValueError(f"{piece}: not the file that pieces.json describes")
+        raise ValueError(
+            f"{piece}: not the file that pieces.json describes: copy it again"
+        )

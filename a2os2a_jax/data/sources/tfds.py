@@ -2,6 +2,8 @@
 
 Read are the files of `DIR/NAME/[CONFIG/]VERSION/`, in the file format array_record; the
 newest version is taken. The classes are the feature `label`, the pictures `image`.
+Where no split is there to judge, one of five of `train` does, stratified, always the
+same ones.
 `python -m a2os2a_jax.data.prepare NAME --data_dir=DIR` makes such files.
 """
 
@@ -9,15 +11,23 @@ import functools
 import json
 import os
 import re
+import sys
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from a2os2a_jax.data import catalogue, images, pipeline
+from a2os2a_jax.data import cache, catalogue, images, pipeline
 
-TEST = ("test", "validation", "train")  # the first there is judges
+TEST = ("test", "validation")  # the first there is judges, else a part of train
+FORMAT = 1  # of the labels that are kept; higher when the same files give others
+
+
+class Missing(ValueError):
+    """A set that is not there."""
 
 
 def load(
@@ -31,11 +41,12 @@ def load(
     corrupt: str = "error",
     area: float | None = None,
     workers: int = 0,
+    resident_gib: float | None = None,
 ) -> pipeline.Dataset:
     """Pictures [size, size, C] with the split of the files.
 
-    A set whose pictures are of one size and take 1 GiB at most is decoded once and
-    lives on the devices; others are decoded as they are wanted.
+    A set whose pictures are of one size and take `resident_gib` at most is decoded once
+    and lives on the devices; others are decoded as they are wanted.
 
     Args:
       name: as in the folder, with /CONFIG where there is one; "tfds:eurosat/rgb".
@@ -44,12 +55,16 @@ def load(
       classes: those of the set, nothing else.
       data_dir: the folder that holds NAME; None is $A2OS2A_DATA/tfds where it exists,
         else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      validation: training examples held out, stratified, always the same ones.
+      validation: training examples held out, stratified, always the same ones. For
+        sets that are streamed the labels are read once, and kept in
+        $XDG_CACHE_HOME/a2os2a_jax (~/.cache).
       seed: of the random crops.
-      corrupt: what a record does that cannot be read: "error", "skip".
+      corrupt: what a record does that cannot be read: "error", "skip". It leaves after
+        parts are held out, and so moves no other example.
       area: least share of a picture that a random crop of training has (0.08); for
         sets of many sizes. None trains on the middle, as in evaluation.
       workers: processes that decode, for sets that are streamed; 0 uses threads.
+      resident_gib: GiB that a set on the devices takes at most; None for 1.
     Raises:
       ValueError: a set that is not there (says where it looked and how it is made), is
         not one of labelled pictures, or does not fit the arguments.
@@ -62,80 +77,75 @@ def load(
         raise ValueError(f"data.classes: got {classes}, {name} has {count}")
     *exact, channels = shape
     exact = None if None in exact else tuple(exact)
-    channels = 3 if channels is None else channels
     size = _size(name, size, exact)
     if area is not None and exact is not None:
         raise ValueError(f"data.area: got {area}, expected None: {name} has one size")
     target = images.Target(size, channels, count, exact, area)
     known = catalogue.KNOWN.get(name)
     splits = builder.info.splits
-    judge = next(s for s in TEST if s in splits)
-    total = sum(splits[s].num_examples for s in {"train", judge})
-    one = "" if judge != "train" else "; it has one split, which judges, too"
+    judge = judge_of(name, splits)
+    total = sum(splits[part].num_examples for part in ("train", judge) if part)
+    height, width = exact or (size, size)
+    small = total * height * width * channels <= images.resident_bytes(resident_gib)
+    records = {
+        part: Encoded(name, part, os.fspath(builder.data_dir))
+        for part in ("train", judge)
+        if part
+    }
+    about = known.about if known else _about(builder)
+    if judge is None:
+        about += f"; it has no test split, so one of {images.SHARE} of train judges"
     common = dict(
         name=name,
         shape=(size, size, channels),
         classes=count,
         class_names=names,
-        about=(known.about if known else _about(builder)) + one,
+        about=about,
     )
-    side = exact or (size, size)
-    if total * side[0] * side[1] * channels <= images.RESIDENT_BYTES and area is None:
-        path = os.fspath(builder.data_dir)
-        x, y = _decoded(path, "train", target, corrupt)
-        mean, std = (known.mean, known.std) if known else images.statistics(x)
+    if small and area is None:
+        arrays = _arrays(records, target, validation, corrupt)
+        of_train = arrays["train"][0]
+        mean, std = (known.mean, known.std) if known else images.statistics(of_train)
         decode = images.normaliser(mean, std, size)
-        kept, held = pipeline.stratified(y, validation)
-
-        def split(x, y):
-            return pipeline.resident_split(x, y, decode=decode)
-
-        return pipeline.Dataset(
-            train=split(x[kept], y[kept]) if validation else split(x, y),
-            test=split(*_decoded(path, judge, target, corrupt)),
-            validation=split(x[held], y[held]) if validation else None,
-            mean=mean,
-            std=std,
-            **common,
-        )
+        made = {
+            key: pipeline.resident_split(*xy, decode=decode)
+            for key, xy in arrays.items()
+        }
+        return pipeline.Dataset(mean=mean, std=std, **made, **common)
     reference = known or catalogue.KNOWN["imagenet2012"]
     mean = catalogue.fill(reference.mean if channels == 3 else (0.5,), channels)
     std = catalogue.fill(reference.std if channels == 3 else (0.5,), channels)
     normalise = images.normaliser(mean, std, size)
-    source = Encoded(name, "train", builder.as_data_source)
-    kept, held = np.arange(len(source)), None
-    if validation:
-        kept, held = pipeline.stratified(
-            _labels(os.fspath(builder.data_dir)), validation
+    how = dict(corrupt=corrupt, seed=seed, workers=workers)
+    made = {
+        key: images.streamed(
+            view, target, normalise, what=f"{name} {key}", train=key == "train", **how
         )
-
-    def streamed(records, what, **kw):
-        return images.streamed(
-            records, target, normalise, what=f"{name} {what}", corrupt=corrupt, **kw
-        )
-
-    how = dict(train=True, seed=seed, workers=workers)
-    return pipeline.Dataset(
-        train=streamed(images.View(source, kept), "train", **how),
-        test=streamed(Encoded(name, judge, builder.as_data_source), judge),
-        validation=streamed(images.View(source, held), "train") if validation else None,
-        mean=mean,
-        std=std,
-        **common,
-    )
+        for key, view in _views(records, validation, corrupt).items()
+    }
+    return pipeline.Dataset(mean=mean, std=std, **made, **common)
 
 
 @dataclass
 class Encoded:
-    """Records of a split as they are stored; opened where and when first asked."""
+    """Records of a split as they are stored, in the folder `path` of a set.
+
+    Files are opened where and when first asked: other processes get the path.
+    """
 
     set: str
     split: str
-    open: object
+    path: str
 
     @functools.cached_property
     def source(self):
-        return self.open(split=self.split, decoders=_skip())
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self.path)
+        return builder.as_data_source(split=self.split, decoders=_skip())
+
+    def __getstate__(self) -> dict[str, str]:
+        return {key: value for key, value in vars(self).items() if key != "source"}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -144,7 +154,8 @@ class Encoded:
         try:
             row = self.source[index]
         except Exception as error:  # whatever the reader raises for a broken file
-            raise images.Corrupt(f"cannot be read: {error}") from error
+            text = " ".join(str(error).split())
+            raise images.Corrupt(f"cannot be read: {text}") from error
         return images.Record(row["image"], int(row["label"]))
 
     def name(self, index: int) -> str:
@@ -172,7 +183,8 @@ def open_builder(name: str, data_dir: str | None):
     """The tensorflow-datasets builder of the newest version of a set on disk.
 
     Raises:
-      ValueError: nothing is there, or in a file format that needs TensorFlow.
+      Missing: nothing is there.
+      ValueError: it is there in a file format that needs TensorFlow.
     """
     root = folder(data_dir)
     versions = [
@@ -181,17 +193,20 @@ def open_builder(name: str, data_dir: str | None):
         if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
     ]
     if not versions:
-        raise ValueError(
+        advice = f"make it: python -m a2os2a_jax.data.prepare {name} --data_dir={root}"
+        if name in catalogue.CUTS:
+            advice = "it is a cut, which nothing here makes: copy it there"
+        raise Missing(
             f"data.name: found no {name} in {root} (data.data_dir, else $A2OS2A_DATA/"
-            f"tfds, $TFDS_DATA_DIR); make it: python -m a2os2a_jax.data.prepare {name} "
-            f"--data_dir={root}"
+            f"tfds, $TFDS_DATA_DIR); {advice}"
         )
     newest = max(versions, key=lambda p: tuple(map(int, p.name.split("."))))
     stored = json.loads((newest / "dataset_info.json").read_text(encoding="utf-8"))
     if (got := stored.get("fileFormat", "tfrecord")) != "array_record":
         raise ValueError(
-            f"{newest}: got files of the format {got}, expected array_record, which "
-            "needs no TensorFlow; prepare it with file_format='array_record'"
+            f"{newest}: is there in another format, {got}; expected array_record, "
+            f"which needs no TensorFlow: move it away and run python -m "
+            f"a2os2a_jax.data.prepare {name} --data_dir={root}"
         )
     import tensorflow_datasets as tfds
 
@@ -199,7 +214,12 @@ def open_builder(name: str, data_dir: str | None):
 
 
 def features(name: str, features) -> tuple[tuple, tuple[str, ...], int]:
-    """(shape of a picture, class names, number of classes), or ValueError."""
+    """(shape of a picture, class names, number of classes).
+
+    Raises:
+      ValueError: there is no picture, or no class; or pictures are neither grey nor
+        coloured, or have other numbers than bytes.
+    """
     image, label = (
         features[key] if key in features else None for key in ("image", "label")
     )
@@ -210,7 +230,25 @@ def features(name: str, features) -> tuple[tuple, tuple[str, ...], int]:
             f"{name}: got the features {got}, expected a picture 'image' and a class "
             "'label'"
         )
-    return tuple(image.shape), tuple(label.names), classes
+    *sides, channels = image.shape
+    channels = 3 if channels is None else channels
+    images.check_channels(name, channels)
+    if (dtype := np.dtype(image.np_dtype)) != np.uint8:
+        raise ValueError(f"{name}: got pictures of {dtype}, expected uint8")
+    return (*sides, channels), tuple(label.names), classes
+
+
+def judge_of(name: str, splits) -> str | None:
+    """The split that judges; None where a part of the training split has to."""
+    known = catalogue.KNOWN.get(name)
+    wanted = (known.judge,) if known and known.judge else TEST
+    judge = next((split for split in wanted if split in splits), None)
+    needed = ["train", *(wanted if known and known.judge else ())]
+    if missing := [split for split in needed if split not in splits]:
+        raise ValueError(
+            f"{name}: got the splits {', '.join(splits)}, expected {missing[0]}, too"
+        )
+    return judge
 
 
 def _size(name: str, size: int | None, exact: Sequence[int] | None) -> int:
@@ -224,29 +262,112 @@ def _size(name: str, size: int | None, exact: Sequence[int] | None) -> int:
 
 
 def _about(builder) -> str:
-    text = " ".join((builder.info.description or builder.name).split())
+    text = " ".join((builder.info.description or builder.name).split()).rstrip(".")
     return text if len(text) <= 70 else f"{text[:67]}..."
 
 
+def _parts(name: str, labels, validation: int, judged: bool) -> dict[str, np.ndarray]:
+    """{part: indices into the training split}; a test part unless a split judges."""
+    train, parts = np.arange(len(labels)), {}
+    if not judged:
+        train, parts["test"] = images.hold_out(labels, name)
+    kept, held = pipeline.stratified(labels[train], validation)
+    parts["train"] = train[kept]
+    if validation:
+        parts["validation"] = train[held]
+    return parts
+
+
+def _arrays(
+    records: dict[str, Encoded], target: images.Target, validation: int, corrupt: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{part: (images, labels)} of all that can be read, decoded."""
+    train, *tests = records.values()
+    of_train = _decoded(train.set, train.path, train.split, target, corrupt)
+    parts = _parts(train.set, of_train[1], validation, bool(tests))
+    chosen = {key: (of_train, index) for key, index in parts.items()}
+    for test in tests:
+        of_test = _decoded(test.set, test.path, test.split, target, corrupt)
+        chosen["test"] = of_test, np.arange(len(of_test[0]))
+    arrays = {}
+    for key, ((x, y, readable), index) in chosen.items():
+        index = index[readable[index]]
+        if not len(index):
+            raise ValueError(f"{train.set}: got no readable {key} example")
+        # what is whole is not copied
+        arrays[key] = (x, y) if len(index) == len(x) else (x[index], y[index])
+    return arrays
+
+
+def _views(
+    records: dict[str, Encoded], validation: int, corrupt: str
+) -> dict[str, images.Records]:
+    """{part: records}, by the labels where a part is held out."""
+    train, *tests = records.values()
+    views: dict[str, images.Records] = {"train": train}
+    if validation or not tests:
+        labels = _labels(train.set, train.path, train.split, corrupt)
+        parts = _parts(train.set, labels, validation, bool(tests))
+        views = {key: images.View(train, index) for key, index in parts.items()}
+    for test in tests:
+        views["test"] = test
+    return views
+
+
 @functools.lru_cache(maxsize=4)
-def _decoded(path: str, split: str, target: images.Target, corrupt: str):
-    """All of a split, decoded once in a process."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(path)
-    records = Encoded(builder.name, split, builder.as_data_source)
-    what = f"{builder.name} {split}"
-    x, y = images.decode_all(records, target, what=what, corrupt=corrupt)
-    for array in (x, y):
+def _decoded(set_: str, path: str, split: str, target: images.Target, corrupt: str):
+    """`images.decode` of a split, once in a process."""
+    records = Encoded(set_, split, path)
+    found = images.decode(records, target, what=f"{set_} {split}", corrupt=corrupt)
+    for array in found:
         array.setflags(write=False)  # callers share them
-    return x, y
+    return found
 
 
-@functools.lru_cache(maxsize=1)
-def _labels(path: str) -> np.ndarray:
-    """Labels of the training split, without decoding a picture."""
-    import tensorflow_datasets as tfds
+@functools.lru_cache(maxsize=4)
+def _labels(set_: str, path: str, split: str, corrupt: str) -> np.ndarray:
+    """Labels int64 [N] of a split, without decoding a picture; -1 for the unreadable.
 
-    builder = tfds.builder_from_directory(path)
-    source = Encoded(builder.name, "train", builder.as_data_source).source
-    return np.array([int(row["label"]) for row in source], np.int32)
+    All files have to be read for them, so they are kept.
+    """
+    records = Encoded(set_, split, path)
+    what = f"{set_} {split}"
+    skipped = images.Skipped(what, corrupt)
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    place = f"{set_.replace('/', '-')}-{zlib.crc32(os.fsencode(path)):08x}"
+    folder = user / "a2os2a_jax" / place / f"labels-{split}"
+    key = {"format": FORMAT, "set": set_, "split": split, "files": _stamp(path)}
+
+    def unreadable(index: int, error: images.Corrupt) -> None:
+        skipped.note(index, images.Corrupt(f"{records.name(index)}: {error}"))
+
+    def make(new: cache.New) -> None:
+        print(f"{what}: reading {len(records):,} labels, {folder}", file=sys.stderr)
+        shape = (len(records),)
+        labels, read = new("labels", shape, np.int64), new("read", shape, np.bool_)
+
+        def some(indices: np.ndarray) -> None:
+            for i in indices:
+                try:
+                    labels[i], read[i] = records[int(i)].label, True
+                except images.Corrupt as error:
+                    labels[i] = -1
+                    unreadable(int(i), error)
+
+        parts = np.array_split(np.arange(*shape), max(1, len(records) // 1000))
+        with ThreadPoolExecutor(images.THREADS) as pool:
+            list(pool.map(some, parts))
+
+    if (kept := cache.load(folder, key)) is None:
+        keep = cache.writable(folder)
+        kept = cache.cached(folder, key, make) if keep else cache.in_memory(make)
+    for i in np.flatnonzero(~kept["read"]):
+        unreadable(int(i), images.Corrupt("cannot be read"))
+    return kept["labels"]
+
+
+def _stamp(path: str) -> str:
+    """Changes when a file of a set comes, goes, or is written anew."""
+    files = sorted(p for p in Path(path).iterdir() if p.is_file())
+    states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return f"{len(files)} files, {zlib.crc32(json.dumps(states).encode()):08x}"

@@ -54,6 +54,18 @@ def test_times_that_go_back_are_put_in_order_and_no_others(tmp_path):
     assert e.t.tolist() == [3, 3, 5, 5, 9] and e.x.tolist() == [2, 3, 1, 5, 4]
 
 
+def test_a_clock_of_32_bits_that_starts_again_goes_on():
+    late = [2**32 - 9, 3, 2**32 - 1, 5]  # the third comes from before the start
+    assert formats.unwrap(late).tolist() == [2**32 + n for n in (-9, 3, -1, 5)]
+    twice = np.array([2 * 10**9, 4 * 10**9, 7, 2 * 10**9, 4 * 10**9, 9], np.uint32)
+    first, second = [2 * 10**9, 4 * 10**9], [7, 2 * 10**9, 4 * 10**9]
+    expected = [*first, *(2**32 + n for n in second), 2 * 2**32 + 9]
+    assert formats.unwrap(twice).tolist() == expected
+    # a pause in front, or a step back of no more than half, is none
+    for t in ([0, 2**31 + 1, 2**31 + 2], [2**31, 0, 1], [7], []):
+        assert formats.unwrap(t).tolist() == t
+
+
 def test_suffixes(tmp_path):
     (tmp_path / "A.BIN").write_bytes(bytes(5))
     assert len(formats.read(str(tmp_path / "A.BIN")).t) == 1
@@ -61,8 +73,6 @@ def test_suffixes(tmp_path):
         ValueError, match=r"a.raw: got the suffix '.raw', expected .aed"
     ):
         formats.read(tmp_path / "a.raw")
-    with pytest.raises(ValueError, match="cut: got 'drop', expected error or keep"):
-        formats.read(tmp_path / "A.BIN", cut="drop")
     with pytest.raises(FileNotFoundError, match="none.bin"):
         formats.read(tmp_path / "none.bin")
 

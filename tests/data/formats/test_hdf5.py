@@ -1,5 +1,4 @@
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -15,57 +14,27 @@ COLUMNS = {
 KIND = [("x", "<u2"), ("y", "<u2"), ("p", "<i2"), ("t", "<i8")]
 
 
-def table(columns=COLUMNS):
-    rows = np.zeros(len(columns["t"]), KIND)
+def table(columns=COLUMNS, kind=KIND):
+    rows = np.zeros(len(columns["t"]), kind)
     for name, column in columns.items():
         rows[name] = column
     return rows
 
 
+FLOAT_X = [("x", "<f4"), *KIND[1:]]
 LAYOUTS = {
     "events": {"events": dict(COLUMNS)},
     "top": dict(COLUMNS, height=np.array([34])),
     "signed": {"events": dict(COLUMNS, p=np.array([-1, 1, 1], np.int8))},
+    "truth": dict(COLUMNS, p=np.array([False, True, True])),
     "table": {"CD": {"events": table(), "indexes": np.zeros(3)}},
 }
 
 
-class Group(dict):
-    """As much of an h5py group as is needed."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-
 @pytest.fixture
-def stand_in(monkeypatch, tmp_path):
-    """stand_in(content) -> a path that a stand-in for h5py opens as that."""
-
-    def make(content):
-        path = tmp_path / "a.h5"
-        path.touch()
-        h5py = types.ModuleType("h5py")
-        h5py.File = lambda name, mode: Group(content)
-        monkeypatch.setitem(sys.modules, "h5py", h5py)
-        return path
-
-    return make
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(stand_in, layout):
-    e = formats.read(stand_in(LAYOUTS[layout]))
-    assert e.t.tolist() == [10, 20, 30] and e.p.tolist() == [0, 1, 1]
-    assert e.x.tolist() == [1, 2, 3] and e.y.tolist() == [4, 5, 6]
-    assert [column.dtype for column in e] == [np.int64, np.int32, np.int32, np.uint8]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_with_h5py(tmp_path, layout):
-    h5py = pytest.importorskip("h5py")
+def write(tmp_path):
+    """write(content) -> the path of a file with these groups and data sets."""
+    h5py = pytest.importorskip("h5py", reason="no h5py: pip install 'h5py>=3.11'")
 
     def fill(group, content):
         for name, value in content.items():
@@ -74,13 +43,28 @@ def test_layouts_with_h5py(tmp_path, layout):
             else:
                 group[name] = value
 
-    with h5py.File(tmp_path / "a.hdf5", "w") as file:
-        fill(file, LAYOUTS[layout])
-    e = formats.read(tmp_path / "a.hdf5")
-    assert [c.tolist() for c in e] == [[10, 20, 30], [1, 2, 3], [4, 5, 6], [0, 1, 1]]
-    (tmp_path / "b.h5").write_bytes(b"no HDF5")
-    with pytest.raises(ValueError, match="b.h5: got what h5py cannot read, expected"):
-        formats.read(tmp_path / "b.h5")
+    def write(content):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            fill(file, content)
+        return tmp_path / "a.h5"
+
+    return write
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(write, layout):
+    e = formats.read(write(LAYOUTS[layout]))
+    assert e.t.tolist() == [10, 20, 30] and e.p.tolist() == [0, 1, 1]
+    assert e.x.tolist() == [1, 2, 3] and e.y.tolist() == [4, 5, 6]
+    assert [column.dtype for column in e] == [np.int64, np.int32, np.int32, np.uint8]
+
+
+def test_a_clock_of_32_bits_may_start_again(write):
+    t = np.array([2**32 - 2, 2**32 - 1, 1])
+    e = formats.read(write(dict(COLUMNS, t=t.astype(np.uint32))))
+    assert e.t.tolist() == [2**32 - 2, 2**32 - 1, 2**32 + 1]
+    e = formats.read(write(dict(COLUMNS, t=t)))
+    assert e.t.tolist() == [1, 2**32 - 2, 2**32 - 1]
 
 
 @pytest.mark.parametrize(
@@ -88,19 +72,41 @@ def test_layouts_with_h5py(tmp_path, layout):
     [
         ({"frames": 1, "label": 2}, "got frames, label, expected events/t, x, y, p"),
         ({}, "got nothing, expected"),
+        ({"CD": 1, "events": 2}, "got CD, events, expected"),
+        ({"events": dict(COLUMNS, x={})}, "got events, expected"),
         (dict(COLUMNS, x=np.arange(2)), r"of shapes \(3,\), \(2,\), \(3,\), \(3,\)"),
-        (dict(COLUMNS, t=np.array([0.1, 0.2, 0.3])), "got times of type float64"),
+        (dict.fromkeys("txyp", 5), r"of shapes \(\), \(\), \(\), \(\), expected one"),
+        (dict.fromkeys("txyp", "five"), r"of shapes \(\), "),
+        ({"CD": {"events": table()[0]}}, r"of shapes \(\), "),
+        (dict(COLUMNS, t=np.array([0.1, 0.2, 0.3])), "got t of type float64, expected"),
+        (dict(COLUMNS, x=np.ones(3, np.float32)), "got x of type float32, expected in"),
+        ({"events": dict(COLUMNS, y=np.ones(3))}, "got events/y of type float64"),
+        (dict(COLUMNS, y=np.ones(3, np.bool_)), "got y of type bool"),
+        (dict(COLUMNS, p=np.ones(3)), "got p of type float64"),
+        ({"CD": {"events": table(kind=FLOAT_X)}}, "got CD/events x of type float32"),
     ],
 )
-def test_other_files_are_refused(stand_in, content, message):
+def test_other_files_are_refused(write, content, message):
     with pytest.raises(ValueError, match=f"a.h5: .*{message}"):
-        formats.read(stand_in(content))
+        formats.read(write(content))
 
 
-def test_a_missing_file_is_missing(stand_in):
-    path = stand_in({})
+def test_what_is_no_hdf5_or_cut(write, tmp_path):
+    cut, other = write(COLUMNS), tmp_path / "b.hdf5"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    other.write_bytes(b"no HDF5")
+    for path in (cut, other):
+        with pytest.raises(ValueError, match=f"{path.name}: got what h5py cannot read"):
+            formats.read(path)
+
+
+def test_what_cannot_be_reached_is_an_error_of_the_system(write, tmp_path):
+    path = write(COLUMNS)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="a.h5"):
+        formats.read(path)
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match="a.h5"):
         formats.read(path)
 
 

@@ -40,7 +40,3 @@ def test_cut_files(tmp_path):
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(ValueError, match="a.bin: got 3 bytes at byte 10, .*of 5 bytes"):
         formats.read(path)
-    with pytest.warns(
-        UserWarning, match="a.bin: is cut at byte 10, dropped the last 3"
-    ):
-        assert formats.read(path, cut="keep").t.tolist() == [1, 2]

@@ -1,4 +1,5 @@
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_it_compiles_and_gathers_under_jit(nmnist):
 
 def test_a_large_set_is_read_batch_by_batch_and_gives_the_same(nmnist, monkeypatch):
     small = load("nmnist", nmnist, validation=10)
-    monkeypatch.setattr(images, "RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(images, "RESIDENT_GIB", 1e-6)
     large = load("nmnist", nmnist, validation=10)
     assert small.train.resident and large.train.resident == ()
     for part in ("train", "validation", "test"):
@@ -125,6 +126,16 @@ def test_a_large_set_is_read_batch_by_batch_and_gives_the_same(nmnist, monkeypat
                 assert have.dtype == want.dtype
     sent = large.train.fetch(np.array([1, 2]))
     assert sent["image"].dtype == np.uint8 and not isinstance(sent["image"], np.memmap)
+
+
+def test_how_much_may_live_on_the_devices(nmnist):
+    bytes_ = 40 * 4 * 34 * 34 * 2
+    for gib, resident in ((bytes_ / 2**30, True), ((bytes_ - 1) / 2**30, False)):
+        assert bool(load("nmnist", nmnist, resident_gib=gib).train.resident) is resident
+    assert load("nmnist", nmnist, resident_gib=0).train.resident == ()
+    for gib in (-1, float("nan")):
+        with pytest.raises(ValueError, match="data.resident_gib: got .*at least 0"):
+            load("nmnist", nmnist, resident_gib=gib)
 
 
 def test_cifar10_dvs(tmp_path):
@@ -197,6 +208,36 @@ def test_dvs128_gesture(tmp_path, inner):
         for image, label in zip(x, y, strict=True):
             want = counted(recordings[user, label + 1], 4, (128, 128))
             np.testing.assert_array_equal(image, want)
+
+
+def test_validation_of_gestures_is_on_people_who_are_not_trained_on(tmp_path):
+    root = tmp_path / "dvs128_gesture"
+    gestures(root)
+    names, of = [], {}
+    for user in range(1, 6):
+        for light in ("fluorescent", "led"):  # two recordings of each of five people
+            name = f"user{user:02}_{light}"
+            rows = [[1000 + user, user, y, 1] for y in range(4)]
+            write_aedat3(root / f"{name}.aedat", rows)
+            table = "class,startTime_usec,endTime_usec\n1,0,2000\n2,0,2000\n"
+            (root / f"{name}_labels.csv").write_text(table)
+            names.append(f"{name}.aedat")
+    (root / "trials_to_train.txt").write_text("\n".join(names))
+
+    def people(split):
+        return [int(x.sum((0, 1, 3)).argmax()) for x in split.resident[0]]
+
+    for count, held in ((1, 1), (4, 1), (5, 2), (16, 4)):
+        d = load("dvs128_gesture", tmp_path, validation=count)
+        of[count] = set(people(d.validation))
+        assert len(of[count]) == held and d.validation.size == 4 * held >= count
+        assert sorted([*of[count], *set(people(d.train))]) == [1, 2, 3, 4, 5]
+        assert d.train.size == 4 * (5 - held) and d.test.size == 3
+    assert of[4] == of[1] < of[5] < of[16]  # one order, always the same
+    assert load("dvs128_gesture", tmp_path).validation is None
+    for count in (17, 20):
+        with pytest.raises(ValueError, match=f"got {count} examples, expected 0 to 16"):
+            load("dvs128_gesture", tmp_path, validation=count)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +352,7 @@ def test_frames_go_elsewhere_where_the_data_cannot_be_written(
     monkeypatch.setenv("XDG_CACHE_HOME", str(user / "none"))
     got = batch(load("nmnist", nmnist).test, range(10))
     np.testing.assert_array_equal(got[0], want[0])
-    monkeypatch.setattr(images, "RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(images, "RESIDENT_GIB", 1e-6)
     with pytest.raises(
         ValueError, match="nmnist: can write its frames to neither .*XDG"
     ):
@@ -330,6 +371,20 @@ def test_more_than_255_events_in_a_pixel(nmnist):
         np.testing.assert_array_equal(x[i], counted(rows, 4, (34, 34)))
     files = list((nmnist / "nmnist" / ".frames-4-count").glob("frames*"))
     assert len(files) == 1
+
+
+def test_frames_that_changed_are_made_again_where_that_is_asked(nmnist, capsys):
+    before = batch(load("nmnist", nmnist).test, range(10))[0]
+    path = next((nmnist / "nmnist" / ".frames-4-count").glob("frames*"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    capsys.readouterr()
+    load("nmnist", nmnist)
+    assert not built(capsys)
+    after = batch(load("nmnist", nmnist, verify=True).test, range(10))[0]
+    np.testing.assert_array_equal(after, before)
+    assert "has another checksum" in capsys.readouterr().err
 
 
 # What cannot be read.
@@ -365,9 +420,11 @@ def test_unreadable_recordings(nmnist, capsys, spoil, message):
     for attempt in range(2):  # made, and then from the cache
         capsys.readouterr()
         d = load("nmnist", nmnist, validation=10, corrupt="skip")
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert said.startswith("nmnist: 2 of 40 recordings cannot be read: ")
-        assert said.endswith("4/00002.bin; skipped") and str(paths[0]) in said, attempt
+        *named, count = capsys.readouterr().err.splitlines()[-3:]
+        assert count == "nmnist: 2 of 40 recordings cannot be read; skipped", attempt
+        for path, line in zip(paths, named, strict=True):
+            assert line.startswith(f"nmnist: left out {path}: ")
+            assert re.search(message, line) and line.count(str(path)) == 1
     sizes = d.train.size, d.validation.size, d.test.size
     assert sum(sizes) == 38 and d.test.size == 10
     # no other example moved to another split
@@ -376,8 +433,45 @@ def test_unreadable_recordings(nmnist, capsys, spoil, message):
         want = batch(whole.split(part), range(whole.split(part).size))
         kept = [any(np.array_equal(w, h) for h in have[0]) for w in want[0]]
         assert sum(kept) == len(have[0])
-    with pytest.raises(images.Corrupt, match="2 of 40 recordings cannot be read"):
-        load("nmnist", nmnist)  # what was skipped once is no excuse
+    # what was skipped once is no excuse
+    folder = re.escape(str(nmnist / "nmnist" / ".frames-4-count"))
+    first = rf"2 of 40 recordings cannot be read, the first: .*4/00001.bin: .*{message}"
+    with pytest.raises(
+        images.Corrupt, match=rf"{first}.*corrupt=skip.* delete {folder}$"
+    ):
+        load("nmnist", nmnist)
+
+
+def test_five_are_named_and_all_are_counted(nmnist, capsys):
+    for path in sorted((nmnist / "nmnist" / "Train").rglob("*.bin"))[:7]:
+        spoil_cut(path)
+    load("nmnist", nmnist, corrupt="skip")
+    said = capsys.readouterr().err.splitlines()
+    assert sum("left out" in line for line in said) == 5
+    assert said[-1] == "nmnist: 7 of 40 recordings cannot be read; skipped"
+
+
+def test_an_error_of_the_system_is_not_kept_as_an_unreadable_recording(
+    nmnist, monkeypatch, capsys
+):
+    read = events.formats.read
+
+    def once_unreachable(path):
+        if path.parts[-2:] == ("4", "00001.bin"):
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    home = nmnist / "nmnist"
+    with monkeypatch.context() as patch:
+        patch.setattr(events.formats, "read", once_unreachable)
+        for corrupt in ("skip", "error"):
+            with pytest.raises(
+                OSError, match="4/00001.bin: .*Input/output error; no frames are kept"
+            ):
+                load("nmnist", nmnist, corrupt=corrupt)
+        assert sorted(p.name for p in home.iterdir()) == ["Test", "Train"]
+    assert load("nmnist", nmnist, corrupt="skip").train.size == 30
+    assert "cannot be read" not in capsys.readouterr().err
 
 
 def test_a_split_without_a_readable_recording(nmnist):

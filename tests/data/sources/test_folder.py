@@ -92,13 +92,28 @@ def test_a_broken_picture_is_named(tree, area, capsys):
     assert "001.png" in capsys.readouterr().err
 
 
+def test_files_of_other_kinds_are_counted(tree, capsys):
+    root = tree("", {"a": 6, "b": 6})
+    for name in ("a/x.webp", "b/y.GIF", "b/z.gif", "b/.hidden.bmp", "b/._000.jpg"):
+        (root / name).write_bytes(b"x")
+    for _ in range(2):  # said once
+        d = data.load(f"folder:{root}", size=8)
+    assert d.train.size + d.test.size == 12
+    assert capsys.readouterr().err == (
+        f"folder:{root}: 3 files that are no .jpg, .jpeg or .png are left aside "
+        "(.gif, .webp)\n"
+    )
+
+
 def test_errors(tree, tmp_path):
     with pytest.raises(ValueError, match="found no folder .*nowhere"):
         data.load(f"folder:{tmp_path / 'nowhere'}", size=8)
     with pytest.raises(ValueError, match="found no subfolder"):
         data.load(f"folder:{tmp_path}", size=8)
     root = tree("a", {"x": 2, "y": 0})
-    with pytest.raises(ValueError, match=r"y: found no picture, expected .jpg"):
+    with pytest.raises(
+        ValueError, match=r"y: found no picture of 0 files, expected .jpg"
+    ):
         data.load(f"folder:{root / 'a'}", size=8)
     with pytest.raises(ValueError, match="data.size: got None"):
         data.load(f"folder:{root / 'a'}")

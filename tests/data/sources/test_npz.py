@@ -87,7 +87,7 @@ def test_a_missing_or_damaged_piece_is_found(tmp_path):
     with pytest.raises(ValueError, match="piece_1.npz: not the file that pieces.json"):
         data.load(f"npz:{tmp_path}")
     path.unlink()
-    with pytest.raises(ValueError, match="piece_1.npz: missing"):
+    with pytest.raises(ValueError, match="piece_1.npz: missing.*copy it here"):
         data.load(f"npz:{tmp_path}")
 
 
@@ -97,9 +97,11 @@ def test_a_missing_or_damaged_piece_is_found(tmp_path):
         (dict(test_labels=None), {}, r"expected \['test_labels'\], too"),
         (dict(train_labels=np.arange(19) % 4), {}, r"train_labels int64 \(19,\)"),
         (dict(train_labels=np.zeros(20)), {}, "train_labels float64"),
-        (dict(test_images=np.zeros((8, 4, 5, 3))), {}, "got test_images"),
+        (dict(test_images=np.zeros((8, 4, 5, 3))), {}, r"got test_images \(8, 4, 5"),
         (dict(test_labels=np.full(8, -1)), {}, "data.classes: got 4"),
         (dict(class_names=["a", "b"]), {}, "data.classes: got 2"),
+        (dict(train_images=np.ones((20, 4, 4, 3), int)), {}, "train_images int64"),
+        (dict(test_images=np.ones((8, 4, 4, 3))), {}, "got test_images float64, exp"),
         ({}, dict(classes=3), "data.classes: got 3, .* labels up to 3"),
         ({}, dict(timesteps=4), "data.timesteps: got 4, .* has no frames"),
         ({}, dict(validation=20), "got 20 examples"),
@@ -110,6 +112,30 @@ def test_errors(tmp_path, change, options, message):
     np.savez(tmp_path / "a.npz", **a)
     with pytest.raises(ValueError, match=message):
         data.load(f"npz:{tmp_path / 'a.npz'}", **options)
+
+
+def test_pictures_that_are_no_squares_need_a_size(tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays(shape=(4, 6, 3)))
+    with pytest.raises(ValueError, match="data.size: got None, .* has 4x6 pixels"):
+        data.load(f"npz:{tmp_path / 'a.npz'}")
+    assert data.load(f"npz:{tmp_path / 'a.npz'}", size=8).shape == (8, 8, 3)
+
+
+def test_pieces_without_their_list_are_refused(tmp_path):
+    pieces(tmp_path)
+    path = tmp_path / "pieces.json"
+    content = path.read_text()
+    path.unlink()
+    with pytest.raises(ValueError, match="got 3 pieces and no pieces.json.*copy it"):
+        data.load(f"npz:{tmp_path}")
+    for cut in (content[:30], "[]", "{}"):
+        path.write_text(cut)
+        with pytest.raises(ValueError, match="pieces.json: not a whole list"):
+            data.load(f"npz:{tmp_path}")
+    path.unlink()
+    for piece in tmp_path.glob("piece_*"):  # anybody's files need no list
+        piece.rename(piece.with_name(piece.name.replace("piece", "part")))
+    assert data.load(f"npz:{tmp_path}").train.size == 20
 
 
 def test_no_file_and_half_a_file(tmp_path):

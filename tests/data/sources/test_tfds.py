@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,15 @@ import numpy as np
 import pytest
 
 from a2os2a_jax import data
-from a2os2a_jax.data import catalogue, images
+from a2os2a_jax.data import cache, catalogue, images
 from a2os2a_jax.data.sources import tfds
+
+
+@pytest.fixture(autouse=True)
+def user(tmp_path, monkeypatch):
+    """The user's cache, where labels are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    return tmp_path / "user"
 
 
 def raw(split):
@@ -90,11 +98,11 @@ def test_another_size_is_made_on_the_device(tfds_dir):
 def test_pictures_of_many_sizes(tfds_dir):
     how = dict(data_dir=tfds_dir("imagenet_sample"), size=32)
     small = data.load("tfds:imagenet_sample", **how)
-    assert (small.classes, small.train.size, small.train.stream) == (1000, 1000, None)
-    assert "one split" in small.about
+    assert (small.classes, small.train.size, small.train.stream) == (1000, 800, None)
+    assert "one of 5 of train judges" in small.about and small.test.size == 200
     random = data.load("tfds:imagenet_sample", area=0.3, validation=10, **how)
     assert random.train.stream is not None and random.train.resident == ()
-    assert random.train.size == 990 and random.validation.size == 10
+    assert random.train.size == 790 and random.validation.size == 10
     a = small.test.gather(small.test.resident, small.test.fetch(np.arange(4)))
     b = random.test.gather((), random.test.fetch(np.arange(4)))
     np.testing.assert_allclose(a["image"], b["image"], atol=1e-6)
@@ -104,7 +112,7 @@ def test_pictures_of_many_sizes(tfds_dir):
 
 
 def test_large_sets_are_streamed(tfds_dir, monkeypatch):
-    monkeypatch.setattr(images, "RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(images, "RESIDENT_GIB", 1e-6)
     d = data.load("tfds:cifar100_small", data_dir=tfds_dir("cifar100_small"))
     monkeypatch.undo()
     whole = data.load("tfds:cifar100_small", data_dir=tfds_dir("cifar100_small"))
@@ -137,6 +145,187 @@ def test_pictures_of_many_sizes_need_one(tfds_dir):
 def test_recordings_are_not_pictures(tfds_dir):
     with pytest.raises(ValueError, match="nmnist_sample: got the features.*a picture"):
         data.load("tfds:nmnist_sample", data_dir=tfds_dir("nmnist_sample"))
+
+
+# ---- sets made here
+
+
+def drawn(encode, count, first=0):
+    """Rows of a set: picture i is of grey i, its label i % 4."""
+    greys = range(first, first + count)
+    return [(encode(np.full((4, 4, 3), i, np.uint8)), i % 4) for i in greys]
+
+
+def seen(split):
+    """[(grey, label)] of what evaluation counts, in order."""
+    if split.resident:
+        images_, labels = split.resident
+    else:
+        batch = split.fetch(np.arange(split.size))
+        images_, labels = batch["image"], batch["label"]
+    greys = images_.reshape(len(images_), -1)[:, 0].tolist()
+    pairs = zip(greys, labels.tolist(), strict=True)
+    return [pair for pair in pairs if pair[1] >= 0]
+
+
+def both(monkeypatch, *args, **options):
+    """The same set resident, and streamed."""
+    resident = data.load(*args, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "RESIDENT_GIB", 0)
+        streamed = data.load(*args, **options)
+    assert resident.train.resident and not streamed.train.resident
+    return resident, streamed
+
+
+def test_a_set_with_one_split_is_not_judged_by_what_it_learns(
+    tiny_tfds, encode, monkeypatch
+):
+    root = tiny_tfds("one", {"train": drawn(encode, 40)})
+    for d in both(monkeypatch, "tfds:one", data_dir=root, validation=8):
+        parts = [seen(split) for split in (d.train, d.test, d.validation)]
+        assert [len(part) for part in parts] == [24, 8, 8]
+        assert sorted(sum(parts, [])) == [(i, i % 4) for i in range(40)]
+        for part in parts:  # stratified
+            labels = np.bincount([label for _, label in part])
+            assert (labels == len(part) // 4).all()
+        assert parts[1] == [(g, g % 4) for g in (1, 3, 17, 22, 24, 26, 28, 39)]
+        assert d.about.endswith("; it has no test split, so one of 5 of train judges")
+    root = tiny_tfds("few", {"train": drawn(encode, 4)})
+    with pytest.raises(ValueError, match="few: got 4 pictures, expected at least 5"):
+        data.load("tfds:few", data_dir=root)
+
+
+def test_the_split_without_labels_does_not_judge_imagenet(tiny_tfds, encode):
+    splits = {
+        "train": drawn(encode, 8),
+        "test": [(image, -1) for image, _ in drawn(encode, 4, 100)],
+        "validation": drawn(encode, 6, 50),
+    }
+    root = tiny_tfds("imagenet2012", splits)
+    d = data.load("imagenet2012", data_dir=root)
+    assert seen(d.test) == [(i, i % 4) for i in range(50, 56)]
+    root = tiny_tfds("other", splits)
+    with pytest.raises(images.Corrupt, match="0 of other test: got label -1"):
+        data.load("tfds:other", data_dir=root)
+    del splits["validation"]
+    tiny_tfds("imagenet2012", splits, version="1.0.1")
+    with pytest.raises(ValueError, match="splits train, test, expected validation"):
+        data.load("imagenet2012", data_dir=root)
+    root = tiny_tfds("judged", {"test": drawn(encode, 8)})
+    with pytest.raises(ValueError, match="splits test, expected train"):
+        data.load("tfds:judged", data_dir=root)
+
+
+def test_what_cannot_be_read_moves_no_other_example(tiny_tfds, encode, monkeypatch):
+    rows = drawn(encode, 40)
+    root = tiny_tfds("whole", {"train": rows})
+    how = dict(validation=8, data_dir=root)
+    whole = data.load("tfds:whole", **how)
+    parts = ("train", "test", "validation")
+    lost = [seen(whole.split(part))[2][0] for part in parts]
+    for i in lost:
+        rows[i] = (rows[i][0][:40], rows[i][1])
+    tiny_tfds("broken", {"train": rows})
+    resident, streamed = both(monkeypatch, "tfds:broken", corrupt="skip", **how)
+    for part in parts:
+        left = [pair for pair in seen(whole.split(part)) if pair[0] not in lost]
+        assert seen(resident.split(part)) == left
+        if part != "train":  # there the next one takes its place
+            assert seen(streamed.split(part)) == left
+    with pytest.raises(
+        images.Corrupt, match=f"record {min(lost)} of broken train: not"
+    ):
+        data.load("tfds:broken", **how)
+
+
+def test_records_without_a_label_are_held_out_the_same_way(
+    tiny_tfds, encode, monkeypatch, capsys
+):
+    rows = drawn(encode, 40)
+    for i in (5, 6, 9, 13, 17):
+        rows[i] = b"\xff\xff"
+    root = tiny_tfds("broken", {"train": rows})
+    how = dict(data_dir=root, validation=8)
+    resident, streamed = both(monkeypatch, "tfds:broken", corrupt="skip", **how)
+    for part in ("test", "validation"):
+        assert seen(resident.split(part)) == seen(streamed.split(part))
+    assert "record 17 of broken train: cannot be read" in capsys.readouterr().err
+    monkeypatch.setattr(images, "RESIDENT_GIB", 0)
+    with pytest.raises(images.Corrupt, match="record 5 of broken train: cannot be"):
+        data.load("tfds:broken", **how)  # though the labels are kept
+
+
+def test_labels_are_read_once(tiny_tfds, encode, monkeypatch, user, capsys):
+    monkeypatch.setattr(images, "RESIDENT_GIB", 0)
+    rows = drawn(encode, 40)
+    root = tiny_tfds("made", {"train": rows, "test": rows})
+
+    def load():
+        tfds._labels.cache_clear()  # as in a new process
+        d = data.load("tfds:made", data_dir=root, validation=8)
+        return seen(d.validation), capsys.readouterr().err
+
+    first, said = load()
+    (folder,) = (user / "a2os2a_jax").glob("made-*/labels-train")
+    assert f"reading 40 labels, {folder}" in said
+    assert load() == (first, "")
+    (file,) = (Path(root) / "made" / "1.0.0").glob("*train.array_record*")
+    os.utime(file, ns=(0, 0))  # written anew
+    again, said = load()
+    assert again == first and "another files" in said and "reading 40 labels" in said
+    monkeypatch.setattr(cache, "writable", lambda folder: False)
+    shutil.rmtree(user)
+    assert load()[0] == first and not user.exists()
+    data.load("tfds:made", data_dir=root)  # nothing is held out: nothing is read
+    assert capsys.readouterr().err == ""
+
+
+def test_records_travel_as_a_path(tiny_tfds, encode):
+    root = tiny_tfds("made", {"train": drawn(encode, 8)})
+    records = tfds.Encoded("made", "train", os.path.join(root, "made", "1.0.0"))
+    assert records[3].label == 3  # which opens the files
+    content = pickle.dumps(records)
+    assert len(content) < 500 and pickle.loads(content)[3] == records[3]
+
+
+@pytest.mark.slow  # processes take seconds to start
+def test_processes_read_what_threads_read(tiny_tfds, encode, monkeypatch):
+    monkeypatch.setattr(images, "RESIDENT_GIB", 0)
+    root = tiny_tfds("made", {"train": drawn(encode, 8), "test": drawn(encode, 4)})
+    runs = []
+    for workers in (0, 2):
+        d = data.load("tfds:made", data_dir=root, workers=workers)
+        assert len(seen(d.test)) == 4  # the files are open
+        rows = d.train.stream(lambda step: np.array([step, 3]), 0, 3)
+        runs.append([(r["image"].tolist(), r["label"].tolist()) for r in rows])
+    assert runs[0] == runs[1] and runs[0][2][1] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(shape=(4, 4, 4)), "odd: got 4 channels, expected 1 or 3"),
+        (dict(shape=(None, None, 2)), "odd: got 2 channels, expected 1 or 3"),
+        (dict(dtype="uint16"), "odd: got pictures of uint16, expected uint8"),
+    ],
+)
+def test_pictures_of_other_kinds_are_refused_at_once(
+    tiny_tfds, encode, options, message
+):
+    root = tiny_tfds("odd", {"train": drawn(encode, 8)}, **options)
+    with pytest.raises(ValueError, match=message):
+        data.load("tfds:odd", data_dir=root, size=4)
+
+
+def test_a_grey_picture_in_a_coloured_set_is_found(tiny_tfds, encode):
+    rows = drawn(encode, 8)
+    rows[2] = (encode(np.zeros((4, 4, 1), np.uint8)), 2)
+    root = tiny_tfds("made", {"train": rows})
+    with pytest.raises(
+        images.Corrupt, match="record 2 of made train: got 1 channels, expected 3"
+    ):
+        data.load("tfds:made", data_dir=root)
 
 
 # ---- what is not there
@@ -182,7 +371,9 @@ def test_the_newest_version_is_taken_and_its_format_looked_at(tfds_dir, tmp_path
     path = tmp_path / "cifar100_small" / "1.10.0" / "dataset_info.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"fileFormat": "tfrecord"}))
-    with pytest.raises(ValueError, match="of the format tfrecord, expected array_rec"):
+    with pytest.raises(
+        ValueError, match="in another format, tfrecord; expected array_rec"
+    ):
         tfds.open_builder("cifar100_small", str(tmp_path))
 
 
