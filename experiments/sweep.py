@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,10 @@ from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+SAVING_SECONDS = 45.0  # before the deadline a run is told to stop, and save
+STARTING_SECONDS = 30.0  # more than that have to be left for a run to be started
+OUT_OF_TIME = 3  # exit code: nothing failed, and the same command goes on
 
 
 class Run(NamedTuple):
@@ -125,36 +130,51 @@ def check(run: Run) -> None:
 
 
 def call(line: Sequence[str], file: IO, deadline: float) -> tuple[int, bool]:
-    """(exit code, whether it ended by itself); at the deadline it gets SIGTERM."""
+    """(exit code, whether it ended by itself).
+
+    It gets SIGTERM some time before the deadline, on which it saves and ends, and at
+    the deadline SIGKILL; what it saved before, it goes on from.
+    """
     process = subprocess.Popen(line, cwd=ROOT, stdout=file, stderr=file)
+
+    def wait(until: float) -> int:
+        left = until - time.monotonic()
+        return process.wait(None if left == math.inf else max(left, 0))
+
     try:
-        left = deadline - time.monotonic()
-        return process.wait(None if left == math.inf else max(left, 0)), True
+        return wait(deadline - SAVING_SECONDS), True
     except subprocess.TimeoutExpired:
-        process.terminate()  # it saves, and exits with 0
-        return process.wait(), False
+        process.terminate()
     except BaseException:
         process.terminate()
         process.wait()
         raise
+    try:
+        return wait(deadline), False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(), False
 
 
 def execute(run: Run, deadline: float = math.inf) -> bool:
     """Runs it and files its result; whether it succeeded, or was told to stop.
 
-    deadline: of time.monotonic(); a run is then stopped as by Ctrl-C, and saved.
+    deadline: of time.monotonic(); a run is stopped before it as by Ctrl-C, and saved.
     """
-    if time.monotonic() >= deadline:
+    if time.monotonic() + SAVING_SECONDS + STARTING_SECONDS >= deadline:
         return True
     run.workdir.parent.mkdir(parents=True, exist_ok=True)
     log = run.workdir.with_name(f"{run.name}.log")
     line = [sys.executable, "-m", "a2os2a_jax.main", *run.flags]
-    with open(log, "w") as file:
+    with open(log, "a") as file:
         code, in_time = call(line, file, deadline)
-    if not (code or in_time or (run.workdir / "result.json").exists()):
-        print(f"{run.name}: stopped for the time, and saved", flush=True)
+    # before the first step nothing handles the signal, and nothing is lost by it
+    stopped = not in_time and code in (0, -signal.SIGTERM, -signal.SIGKILL)
+    if stopped and not (run.workdir / "result.json").exists():
+        saved = "and saved" if code == 0 else "and goes on from what it had saved"
+        print(f"{run.name}: stopped for the time, {saved}", flush=True)
         return True
-    if code or not (run.workdir / "result.json").exists():  # a stopped run exits with 0
+    if not stopped and code or not (run.workdir / "result.json").exists():
         state = f"exit {code}" if code else "stopped before its end"
         print(f"{run.name}: {state}, see {log.relative_to(ROOT)}", flush=True)
         return False
@@ -183,7 +203,7 @@ def _short(record: Mapping[str, Any]) -> dict[str, Any]:
 def execute_all(runs: Sequence[Run], jobs: int, minutes: float | None = None) -> bool:
     """Those that have no result yet, `jobs` at a time; whether none failed.
 
-    minutes: stop after so many; what is at work is saved, and goes on the next time.
+    minutes: be done within so many; what is at work is saved, and goes on later.
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     for run in runs:
@@ -267,6 +287,16 @@ def table(value: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def exit_code(runs: Sequence[Run], succeeded: bool) -> int:
+    """0 if every run is there, 1 if one failed, OUT_OF_TIME where some are to come."""
+    if not succeeded:
+        return 1
+    left = sum(not run.result.exists() for run in runs)
+    if left:
+        print(f"{left} of {len(runs)} runs are to come: the same command goes on")
+    return OUT_OF_TIME if left else 0
+
+
 def finish(name: str, runs: Sequence[Run], **about: Any) -> dict[str, Any]:
     """Writes experiments/results/NAME.json and prints its table."""
     value = collect(runs, **about)
@@ -285,7 +315,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--name", help="of the results; the config's name by default")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--minutes", type=float, help="stop after so many, and go on")
+    parser.add_argument(
+        "--minutes", type=float, help="be done within so many; again goes on"
+    )
     parser.add_argument("--collect", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     name = args.name or Path(args.config.split(":")[0]).stem + _argument(args.config)
@@ -300,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ["python experiments/sweep.py", args.config, f"--seeds={args.seeds}", *line]
     )
     finish(name, runs, command=command, what="accuracy (fraction) after the last step")
-    return 0 if succeeded else 1
+    return exit_code(runs, succeeded)
 
 
 if __name__ == "__main__":

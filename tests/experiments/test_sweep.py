@@ -154,31 +154,47 @@ def test_a_run_that_was_stopped_is_no_result(script, monkeypatch, capsys):
     assert "seed=0: stopped before its end, see" in capsys.readouterr().out
 
 
-def test_a_sweep_stops_for_the_time_and_that_is_no_failure(script, monkeypatch, capsys):
-    monkeypatch.setattr(script, "call", lambda *_: (0, False))
-    assert script.main([RECALL, "--seeds=2", "--name=s", "--minutes=1"]) == 0
-    assert capsys.readouterr().out.count("stopped for the time, and saved") == 2
+@pytest.mark.parametrize("code", [0, -15, -9])  # handled, not yet, and not in time
+def test_a_sweep_stops_for_the_time_and_that_is_no_failure(
+    script, monkeypatch, capsys, code
+):
+    monkeypatch.setattr(script, "call", lambda *_: (code, False))
+    line = [RECALL, "--seeds=2", "--name=s"]
+    assert script.main([*line, "--minutes=2"]) == script.OUT_OF_TIME
+    told = capsys.readouterr().out
+    assert told.count("stopped for the time") == 2
+    assert "2 of 2 runs are to come" in told
     monkeypatch.setattr(script, "call", lambda *_: pytest.fail("no time was left"))
-    assert script.main([RECALL, "--seeds=2", "--name=s", "--minutes=0"]) == 0
+    assert script.main([*line, "--minutes=1"]) == script.OUT_OF_TIME
+    monkeypatch.setattr(script, "call", lambda *_: (1, False))  # it failed at the end
+    assert script.main([*line, "--minutes=2"]) == 1
 
 
-def test_a_program_gets_a_signal_at_the_deadline(script, tmp_path):
+def test_a_program_gets_a_signal_before_the_deadline(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "SAVING_SECONDS", 1.0)
     code = """
 import signal, sys, time
 def stop(*_):
     print("saved", flush=True)
     sys.exit(0)
-signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGTERM, {})
 print("ready", flush=True)
 time.sleep(60)
 """
     log = tmp_path / "log"
-    with open(log, "w") as file:
-        line = [script.sys.executable, "-c", code]
-        assert script.call(line, file, script.time.monotonic() + 3) == (0, False)
-        ends = [script.sys.executable, "-c", "import sys; sys.exit(3)"]
-        assert script.call(ends, file, script.math.inf) == (3, True)
+
+    def called(handler, seconds):
+        line = [script.sys.executable, "-c", code.format(handler)]
+        with open(log, "w") as file:
+            return script.call(line, file, script.time.monotonic() + seconds)
+
+    assert called("stop", 4) == (0, False)
     assert log.read_text().split() == ["ready", "saved"]
+    assert called("signal.SIG_DFL", 2) == (-15, False)
+    assert called("signal.SIG_IGN", 2) == (-9, False)  # and no later than that
+    ends = [script.sys.executable, "-c", "import sys; sys.exit(3)"]
+    with open(log, "w") as file:
+        assert script.call(ends, file, script.math.inf) == (3, True)
 
 
 def test_a_wrong_setting_is_found_before_anything_runs(script, capsys):
