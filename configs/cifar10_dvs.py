@@ -5,12 +5,13 @@
     python -m a2os2a_jax.main --config=configs/cifar10_dvs.py:smoke --workdir=runs/smoke
     ... --config.data.data_dir=DIR --config.model.attention.kind=vssa
 
-10,000 recordings without a split: here one of ten of each class judges, always the
-same ones; literature takes other tenths.
+10,000 recordings without a split: here one of ten of each class judges, always the same
+ones; literature takes other tenths.
 `:10` is the same with T = 10. Published: nothing by the paper that we could read. Ours:
-not run yet. For one data-centre GPU; the time is not known yet. After the recipe that
-Spikformer's public code has for event cameras (Zhou et al. 2023, arXiv:2209.15425), a
-start and no reproduction.
+not run yet. For one data-centre GPU; expected time, an estimate from counted operations
+(experiments/results/recipe_cost.json) and without what reading costs: 0.47 h. After the
+recipe that Spikformer's public code has for event cameras (Zhou et al. 2023,
+arXiv:2209.15425), a start and no reproduction.
 """
 
 from a2os2a_jax import config

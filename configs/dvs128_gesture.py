@@ -7,9 +7,10 @@
 
 11 gestures of 29 people, of whom 24 to 29 judge (the authors' split).
 `:10` is the same with T = 10. Published: nothing by the paper that we could read. Ours:
-not run yet. For one data-centre GPU; the time is not known yet. After the recipe that
-Spikformer's public code has for event cameras (Zhou et al. 2023, arXiv:2209.15425), a
-start and no reproduction.
+not run yet. For one data-centre GPU; expected time, an estimate from counted operations
+(experiments/results/recipe_cost.json) and without what reading costs: 0.06 h. After the
+recipe that Spikformer's public code has for event cameras (Zhou et al. 2023,
+arXiv:2209.15425), a start and no reproduction.
 """
 
 from a2os2a_jax import config

@@ -6,7 +6,8 @@
     ... --config.data.data_dir=DIR --config.model.attention.kind=vssa
 
 `full`: 60,000 + 10,000 recordings of DIR/nmnist/{Train,Test}, for one GPU. Expected
-time: not measured. No published number: the paper does not use N-MNIST. Ours: not run
+time, an estimate from counted operations (experiments/results/recipe_cost.json): 0.053
+h and what reading costs. Published: nothing, the paper does not use it. Ours: not run
 yet.
 `sample`: the first 600 + 100 recordings, about four minutes on two CPU cores. It shows
 that a network learns; its accuracy compares with nothing.
