@@ -65,8 +65,8 @@ def _max_pool(x: jax.Array) -> jax.Array:
 @_max_pool.defjvp
 def _(primals, tangents):
     # The same maxima by selects, whose gradient XLA fuses; that of a windowed reduction
-    # takes about ten times as long on a CPU. Columns first: then the first of a row,
-    # and the first such row, are the first in row-major order.
+    # is slow on a CPU. Columns first: then the first of a row, and the first such row,
+    # are the first in row-major order.
     return jax.jvp(lambda x: _max_of_three(_max_of_three(x, 2), 1), primals, tangents)
 
 
