@@ -129,6 +129,27 @@ def check(run: Run) -> None:
             )
 
 
+def check_table(runs: Sequence[Run]) -> None:
+    """ValueError where the sweep's table has rows or seeds that these runs have not."""
+    for path in {table_path(run.sweep) for run in runs}:
+        if not path.exists():
+            continue
+        ours = {(run.config, run.settings, run.seed) for run in runs}
+        for row in json.loads(path.read_text())["rows"]:
+            key = row["config"], tuple(row["settings"].items())
+            if lost := [seed for seed in row["seeds"] if (*key, seed) not in ours]:
+                words = ", ".join(f"{k}={v}" for k, v in key[1])
+                raise ValueError(
+                    f"{path.relative_to(ROOT)}: has {key[0]} {words} of the seeds "
+                    f"{lost}, which would be lost; name the sweep otherwise, or ask "
+                    "for these, too"
+                )
+
+
+def table_path(sweep: str) -> Path:
+    return ROOT / "experiments" / "results" / f"{sweep}.json"
+
+
 def call(line: Sequence[str], file: IO, deadline: float) -> tuple[int, bool]:
     """(exit code, whether it ended by itself).
 
@@ -204,8 +225,16 @@ def execute_all(runs: Sequence[Run], jobs: int, minutes: float | None = None) ->
     """Those that have no result yet, `jobs` at a time; whether none failed.
 
     minutes: be done within so many; what is at work is saved, and goes on later.
+
+    Raises:
+      ValueError: before anything runs: too few minutes to start a run, a wrong config,
+        a table with rows that this sweep would lose.
     """
+    least = (SAVING_SECONDS + STARTING_SECONDS) / 60
+    if minutes is not None and minutes <= least:
+        raise ValueError(f"--minutes: got {minutes}, expected more than {least}")
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    check_table(runs)
     for run in runs:
         check(run)
     left = [run for run in runs if not run.result.exists()]
@@ -298,9 +327,14 @@ def exit_code(runs: Sequence[Run], succeeded: bool) -> int:
 
 
 def finish(name: str, runs: Sequence[Run], **about: Any) -> dict[str, Any]:
-    """Writes experiments/results/NAME.json and prints its table."""
+    """Writes experiments/results/NAME.json and prints its table.
+
+    Raises:
+      ValueError: the file there has rows or seeds that `runs` have not.
+    """
+    check_table(runs)
     value = collect(runs, **about)
-    path = ROOT / "experiments" / "results" / f"{name}.json"
+    path = table_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n")
     print(table(value))
@@ -321,17 +355,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--collect", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     name = args.name or Path(args.config.split(":")[0]).stem + _argument(args.config)
-    try:
-        runs = runs_of(name, args.config, grid(args.set), range(args.seeds))
-        succeeded = args.collect or execute_all(runs, args.jobs, args.minutes)
-    except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
     line = [f"--set '{text}'" for text in args.set]
     command = " ".join(
         ["python experiments/sweep.py", args.config, f"--seeds={args.seeds}", *line]
     )
-    finish(name, runs, command=command, what="accuracy (fraction) after the last step")
+    what = "accuracy (fraction) after the last step"
+    try:
+        if args.seeds < 1:
+            raise ValueError(f"--seeds: got {args.seeds}, expected at least 1")
+        runs = runs_of(name, args.config, grid(args.set), range(args.seeds))
+        succeeded = args.collect or execute_all(runs, args.jobs, args.minutes)
+        finish(name, runs, command=command, what=what)
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     return exit_code(runs, succeeded)
 
 

@@ -4,9 +4,9 @@
 
 For every recipe that waits for an accelerator: operations of one step (forward,
 backward and optimizer, as XLA counts them before it optimizes) and steps of the whole
-schedule; for CIFAR, also the bytes that a step needs at once beside its arguments (as
-compiled for this machine, so of a GPU an estimate). The hours follow from a rate that
-is assumed, and named so; nothing here was run on a GPU.
+schedule; for CIFAR 2-256 and 2-512, also the bytes of its arguments and those that it
+needs at once beside them (as compiled for this machine, so of a GPU an estimate). The
+hours follow from a rate that is assumed, and named so; nothing here was run on a GPU.
 """
 
 import argparse

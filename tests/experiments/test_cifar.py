@@ -76,9 +76,20 @@ def test_no_track_writes_over_the_table_of_another(cifar, tmp_path, capsys):
         "cifar-reproduction-300.json",
     ]
     command = json.loads(written[0].read_text())["command"]
-    assert command == "python experiments/cifar.py factorial --epochs=100 --collect"
+    assert command == "python experiments/cifar.py factorial --epochs=100"
 
 
 def test_a_recipe_of_ones_own_is_one_recipe(cifar, capsys):
-    assert cifar.main(["best", "--set", "optim.lr=1e-3,1e-4", "--collect"]) == 1
+    line = ["best", "--name=lr", "--collect", "--set"]
+    assert cifar.main([*line, "optim.lr=1e-3,1e-4"]) == 1
     assert "expected one" in capsys.readouterr().err
+    assert cifar.main([*line, "optim.lr=1e-3"]) == cifar.sweep.OUT_OF_TIME
+    assert "cifar-best-lr-300.json" in capsys.readouterr().out
+    for wrong in (
+        ["best", "--set", "optim.lr=1e-3"],
+        ["reproduction", "--name=lr"],
+        ["reproduction", "--set", "optim.lr=1e-3"],
+        ["reproduction", "--seeds=0"],
+        ["reproduction", "--minutes=1"],
+    ):
+        assert cifar.main(wrong) == 1 and "expected" in capsys.readouterr().err

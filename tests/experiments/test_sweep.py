@@ -136,6 +136,23 @@ def test_a_sweep_runs_what_is_missing_files_it_and_goes_on(script, monkeypatch, 
     second.unlink()
 
 
+def test_a_table_loses_neither_rows_nor_seeds(script, monkeypatch, capsys):
+    runs = script.runs_of("s", RECALL, script.grid([f"{KIND}=vssa,none"]), range(2))
+    for run in runs:
+        file(run, 0.5)
+    command = [RECALL, "--name=s", "--collect", "--set"]
+    assert script.main([*command, f"{KIND}=vssa,none", "--seeds=2"]) == 0
+    table = script.table_path("s").read_text()
+    monkeypatch.setattr(script, "call", lambda *_: pytest.fail("it was refused"))
+    for fewer in ([f"{KIND}=vssa", "--seeds=2"], [f"{KIND}=vssa,none", "--seeds=1"]):
+        for line in ([*command, *fewer], [w for w in command if w != "--collect"]):
+            line = line if "--collect" in line else [*line, *fewer]
+            assert script.main(line) == 1
+            assert "which would be lost" in capsys.readouterr().err
+    assert script.table_path("s").read_text() == table
+    assert script.main([*command, f"{KIND}=vssa,none", "--seeds=0"]) == 1
+
+
 def test_a_failure_is_reported_and_files_nothing(script, monkeypatch, capsys):
     monkeypatch.setattr(script, "call", lambda *_: (3, True))
     assert script.main([RECALL, "--seeds=1", "--name=s"]) == 1
@@ -164,8 +181,8 @@ def test_a_sweep_stops_for_the_time_and_that_is_no_failure(
     told = capsys.readouterr().out
     assert told.count("stopped for the time") == 2
     assert "2 of 2 runs are to come" in told
-    monkeypatch.setattr(script, "call", lambda *_: pytest.fail("no time was left"))
-    assert script.main([*line, "--minutes=1"]) == script.OUT_OF_TIME
+    assert script.main([*line, "--minutes=1"]) == 1  # in which no run would start
+    assert "--minutes: got 1.0, expected more than 1.25" in capsys.readouterr().err
     monkeypatch.setattr(script, "call", lambda *_: (1, False))  # it failed at the end
     assert script.main([*line, "--minutes=2"]) == 1
 

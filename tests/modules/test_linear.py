@@ -38,11 +38,14 @@ def test_max_pool_is_the_same_where_it_is_differentiated(shape):
     for x in (rng.normal(size=shape), rng.integers(-1, 2, shape)):
         x = jnp.asarray(x, jnp.float32)
         plain = max_pool(x)
-        value, slope = jax.jvp(max_pool, (x,), (jnp.ones_like(x),))
+        places = jnp.arange(1.0, x.size + 1).reshape(shape)
+        value, slope = jax.jvp(max_pool, (x,), (places,))
         np.testing.assert_array_equal(value, plain)
-        np.testing.assert_array_equal(slope, np.ones_like(plain))  # of one input each
+        # the place of one maximum each, and backward it gets what forward it gave
+        found = np.asarray(x).ravel()[np.asarray(slope, int).ravel() - 1]
+        np.testing.assert_array_equal(found, plain.ravel())
         pulled = jax.vjp(max_pool, x)[1](jnp.ones_like(plain))[0]
-        assert pulled.sum() == plain.size
+        assert (pulled * places).sum() == slope.sum()
 
 
 def test_max_pool_hides_no_nan():
