@@ -91,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mib", type=float, default=MIB, help="of a piece, at most")
     args = parser.parse_args(argv)
     from a2os2a_jax import data
-    from a2os2a_jax.data import catalogue
 
     try:
         found = data.load(args.name, data_dir=args.data_dir)
@@ -101,10 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{args.name}: got a set that is streamed, expected a small"
             )
         out = args.out or ROOT / "packed" / args.name
-        about = {"name": args.name, "about": found.about}
-        known = catalogue.KNOWN.get(args.name)
-        if known and known.note:
-            about["note"] = known.note
+        about = {"name": args.name, "about": found.about, "note": found.note}
         paths = write(arrays, about, found.class_names, out, args.mib)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

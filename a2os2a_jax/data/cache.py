@@ -3,7 +3,7 @@
 They are written to a folder with a name of its own, flushed, described in a manifest,
 and renamed last: whoever dies on the way leaves nothing that looks like a result, and
 of two that make the same at once the first one wins. A folder that its manifest does
-not describe is never used: it is made again, and that is said.
+not describe is never used: it is made again, and that is said, once.
 """
 
 import json
@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,28 +28,40 @@ New = Callable[..., np.ndarray]
 
 
 def cached(
-    folder: str | Path,
+    folders: Sequence[str | Path],
     key: dict,
     make: Callable[[New], None],
     *,
+    say: str,
     verify: bool = False,
-) -> Arrays:
-    """What is kept in `folder` under `key`, else what `make` makes, kept from now on.
+) -> tuple[Arrays, Path] | None:
+    """What is kept under `key`, else what `make` makes, kept from now on.
 
     Args:
-      folder: for this result alone; its parents are made where missing.
-      key: all that the result depends on, as JSON holds it.
+      folders: for this result alone; the first that has it, else the first that can be
+        written, whose parents are made where missing.
+      key: all that the result depends on, as JSON holds it; "files" as of `stamp`.
       make: is given new(name, shape, dtype) -> a zero array on disk, and fills it; a
         second `new` of a name replaces the first.
+      say: is printed, with the folder, when something has to be made.
       verify: compare checksums of the files, too, not only their sizes; where the disk
         is in doubt, since it reads all of them.
     Returns:
-      {name: array}, read-only, mapped into memory.
+      ({name: array}, the folder), arrays read-only, mapped into memory; None where
+      nothing is kept, nor can be.
     """
-    folder = Path(folder)
-    kept = load(folder, key, verify=verify)
-    if kept is not None:
-        return kept
+    for folder in map(Path, folders):
+        if (kept := load(folder, key, verify=verify)) is not None:
+            return kept, folder
+    for folder in map(Path, folders):
+        if writable(folder):
+            print(f"{say}, {folder}", file=sys.stderr)
+            return _made(folder, key, make, verify), folder
+    return None
+
+
+def _made(folder: Path, key: dict, make: Callable[[New], None], verify: bool) -> Arrays:
+    """What `make` makes, or another process at the same time, in `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     working = folder.parent / f"{_working(folder)}{os.getpid()}-{secrets.token_hex(4)}"
@@ -88,6 +100,37 @@ def writable(folder: str | Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def user_folder(name: str, home: str | Path, what: str) -> Path:
+    """Where `what` of the set `name`, which lies at `home`, is kept for a user.
+
+    In $XDG_CACHE_HOME/a2os2a_jax (~/.cache); the same by whichever way `home` is named.
+    """
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    place = zlib.crc32(os.fsencode(Path(home).resolve()))
+    return user / "a2os2a_jax" / f"{name.replace('/', '-')}-{place:08x}" / what
+
+
+def stamp(home: str | Path, files: Sequence[Path]) -> str:
+    """Changes when one of the files below `home` comes, goes, or is written anew."""
+    value = 0
+    for path in files:
+        state = path.stat()
+        line = f"{path.relative_to(home)}\0{state.st_size}\0{state.st_mtime_ns}\n"
+        value = zlib.crc32(os.fsencode(line), value)
+    return f"{len(files)} files, {value:08x}"
+
+
+def keep_json(new: New, name: str, value) -> None:
+    """Keeps what JSON can hold beside the arrays; `kept_json` gives it back."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    new(name, text.shape, np.uint8)[:] = text
+
+
+def kept_json(arrays: Arrays, name: str):
+    """What `keep_json` was given; keys of a dict are text."""
+    return json.loads(arrays[name].tobytes())
 
 
 def in_memory(make: Callable[[New], None]) -> Arrays:
@@ -148,7 +191,8 @@ def _read(folder: Path, key: dict, verify: bool) -> Arrays:
     if table["key"] != key:
         names = sorted(table["key"].keys() | key.keys())
         other = [n for n in names if table["key"].get(n) != key.get(n)]
-        raise ValueError(f"it was made for another {', '.join(other)}")
+        how = ("of other files" if n == "files" else f"with another {n}" for n in other)
+        raise ValueError(f"it was made {', '.join(how)}")
     arrays = {}
     for name, row in table["files"].items():
         path = folder / row["file"]

@@ -92,6 +92,25 @@ KNOWN["nmnist_sample"] = KNOWN["nmnist"]._replace(
 )
 
 
+def statistics(name: str, channels: int) -> tuple[tuple[float, ...], ...] | None:
+    """(mean, std) of a named set, for each channel; None for one without any."""
+    row = KNOWN.get(name)
+    if row is None or not row.mean:
+        return None
+    return fill(row.mean, channels), fill(row.std, channels)
+
+
+def usual_statistics(channels: int) -> tuple[tuple[float, ...], ...]:
+    """(mean, std) for pictures of which none are known: ImageNet's.
+
+    For grey ones the mean over its channels.
+    """
+    found = (_IMAGENET.mean, _IMAGENET.std)
+    if channels == 1:
+        return tuple((sum(values) / len(values),) for values in found)
+    return found
+
+
 def fill(pixels: float | tuple[float, ...], channels: int) -> tuple[float, ...]:
     """A number for each channel, of one number or of as many as there are."""
     values = pixels if isinstance(pixels, tuple) else (pixels,)

@@ -31,6 +31,7 @@ CORRUPT = ("error", "skip")
 SHARE = 5  # where no split is there to judge, one of so many examples does
 _NAMED = 5  # unreadable records that a message names
 _MODES = {1: "L", 3: "RGB"}
+_PNG_BITS = 24  # where a PNG says how many a number has, in its first chunk
 _COUNTING = threading.Lock()  # no attribute: what counts travels to other processes
 THREADS = min(16, 2 * (os.cpu_count() or 1))
 
@@ -131,8 +132,9 @@ def open_image(image: bytes | np.ndarray, channels: int, *, convert: bool = True
     """A PIL image of as many channels.
 
     Raises:
-      Corrupt: it is no picture, or half one; its numbers do not fit in a byte; or it
-        has other channels, and these are not to be converted.
+      Corrupt: it is no picture, or half one; its numbers do not fit in a byte, as
+        those of a PNG of 16 bits, grey or coloured; or it has other channels, and these
+        are not to be converted.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -148,6 +150,9 @@ def open_image(image: bytes | np.ndarray, channels: int, *, convert: bool = True
             raise Corrupt(
                 f"got a picture of 16 bits or more (Pillow's {found.mode}), expected 8"
             )
+        if found.format == "PNG" and (bits := image[_PNG_BITS]) > 8:
+            # Of colours Pillow keeps the high bytes, and does not say so.
+            raise Corrupt(f"got a picture of {bits} bits, expected 8")
         # a palette is a way to write colours
         stored = 3 if found.mode == "P" else len(found.getbands())
         if stored != channels and not convert:

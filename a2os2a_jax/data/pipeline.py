@@ -73,6 +73,7 @@ class Dataset:
       mean, std: of the normalisation x = (pixel / 255 - mean) / std, for each channel;
         0 and 1 where values are no pixels.
       about: one line on what it is and where it comes from.
+      note: what a result has to say of the copy that it was made on; "" for nothing.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Dataset:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     about: str = ""
+    note: str = ""
 
     @property
     def black(self) -> tuple[float, ...]:

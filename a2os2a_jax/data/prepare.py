@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from a2os2a_jax import data
-from a2os2a_jax.data import catalogue, images
+from a2os2a_jax.data import catalogue, images, recordings
 from a2os2a_jax.data import frames as framing
-from a2os2a_jax.data.sources import events, tfds
+from a2os2a_jax.data.sources import tfds
 
 NAMED = 20  # unreadable records that are listed
 STOCK = [name for name, module in data.SOURCES.items() if module == tfds.__name__]
@@ -56,28 +56,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, help="pixels, for pictures of many sizes")
     parser.add_argument("--check", action="store_true", help="only read all of it")
     args = parser.parse_args(argv)
+    name = args.name
     try:
-        if args.name in events.KINDS:
-            whole = recordings(args.name, args.data_dir, args.timesteps, args.check)
+        if name in recordings.KINDS:
+            whole = recorded(name, args.data_dir, args.timesteps, args.check)
         else:
-            whole = pictures(args.name, args.data_dir, args.size, args.check)
+            name = there(name, args.data_dir, args.check)
+            whole = pictures(name, args.data_dir, args.size)
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     if not whole:
         print(
-            f"error: {args.name}: not all of it can be read; data.corrupt=skip leaves "
+            f"error: {name}: not all of it can be read; data.corrupt=skip leaves "
             "out what cannot",
             file=sys.stderr,
         )
         return 1
-    print(f"{args.name} in {args.data_dir} is ready")
-    name = args.name if args.name in data.SOURCES else f"tfds:{args.name}"
+    print(f"{name} in {args.data_dir} is ready")
+    name = name if name in data.SOURCES else f"tfds:{name}"
     print(f"next: --config.data.name={name} --config.data.data_dir={args.data_dir}")
     return 0
 
 
-def recordings(name: str, data_dir: str, timesteps: int, check: bool) -> bool:
+def recorded(name: str, data_dir: str, timesteps: int, check: bool) -> bool:
     """Frames of all recordings, into the cache that training reads.
 
     Returns:
@@ -89,7 +91,7 @@ def recordings(name: str, data_dir: str, timesteps: int, check: bool) -> bool:
     if name not in WHERE:
         _framed(name, data.load(name, data_dir=data_dir, timesteps=timesteps))
         return True
-    kind = events.KINDS[name]
+    kind = recordings.KINDS[name]
     listing = kind.listing(_home(name, data_dir))
     count = len(listing.labels)
     if check:
@@ -101,21 +103,30 @@ def recordings(name: str, data_dir: str, timesteps: int, check: bool) -> bool:
     return _framed(name, found) == count
 
 
-def pictures(name: str, data_dir: str, size: int | None, check: bool) -> bool:
-    """Writes a set of tensorflow-datasets, then reads every record that is used.
+def there(name: str, data_dir: str, check: bool) -> str:
+    """Writes a set of tensorflow-datasets, unless it is there.
 
     Returns:
-      whether all can be read; which cannot is printed.
+      its name, with the config that was written where it has some.
     Raises:
       ValueError: it is not there and may not be, or cannot be, written.
     """
     try:
-        builder = tfds.open_builder(name, data_dir)
+        tfds.open_builder(name, data_dir)
     except tfds.Missing:
         if check or name in catalogue.CUTS:
             raise
-        _write(name, data_dir)
-        builder = tfds.open_builder(name, data_dir)
+        return _write(name, data_dir)
+    return name
+
+
+def pictures(name: str, data_dir: str, size: int | None) -> bool:
+    """Reads every record that is used of a set of tensorflow-datasets.
+
+    Returns:
+      whether all can be read; which cannot is printed.
+    """
+    builder = tfds.open_builder(name, data_dir)
     (*exact, channels), _, classes = tfds.features(name, builder.info.features)
     exact = None if None in exact else tuple(exact)
     target = images.Target(size or 224, channels, classes, exact)
@@ -152,7 +163,7 @@ def _framed(name: str, found: data.Dataset) -> int:
 def _home(name: str, data_dir: str) -> Path:
     """The folder of recordings, where training looks for it."""
     try:
-        return events._home(name, events.KINDS[name], data_dir)
+        return recordings.home(name, data_dir)
     except ValueError:
         origin, layout = WHERE[name]
         where = layout.replace("DIR", data_dir.rstrip("/"))
@@ -163,7 +174,7 @@ def _home(name: str, data_dir: str) -> Path:
 
 
 def _unframed(
-    listing: events.Listing, sensor: tuple[int, int], timesteps: int
+    listing: recordings.Listing, sensor: tuple[int, int], timesteps: int
 ) -> list[str]:
     """What is wrong with each recording that gives no frames."""
     found = []
@@ -182,12 +193,13 @@ def unreadable(records: images.Records, target: images.Target) -> list[str]:
     for i in range(len(records)):
         try:
             images.example(records, i, target, None)
-        except images.Corrupt as error:
+        except (images.Corrupt, OSError) as error:
             found.append(str(error))
     return found
 
 
-def _write(name: str, data_dir: str) -> None:
+def _write(name: str, data_dir: str) -> str:
+    """Its name, with the config that it takes where none is given."""
     try:
         import tensorflow  # noqa: F401
     except ImportError:
@@ -209,6 +221,8 @@ def _write(name: str, data_dir: str) -> None:
             f"{name}: its files have to be downloaded by hand, into {data_dir}/"
             f"downloads/manual: {error}"
         ) from error
+    config = builder.builder_config
+    return f"{builder.name}/{config.name}" if config else builder.name
 
 
 if __name__ == "__main__":

@@ -312,6 +312,7 @@ def run(
     # ---- the end
     result = {
         "task": parts.dataset.name,
+        "data": {"about": parts.dataset.about, "note": parts.dataset.note},
         "config": configs.to_json(config),
         "commit": commit(),
         "device": device(parts.mesh),

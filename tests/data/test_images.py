@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import struct
+import zlib
 
 import jax
 import numpy as np
@@ -169,6 +171,31 @@ def test_more_than_a_byte_is_not_clipped(target):
     floats = deep[:, :, None].astype(np.float32)
     with pytest.raises(images.Corrupt, match="row 0: got a picture of 16 bits"):
         images.example(Made([(floats, 0)]), 0, target, None)
+
+
+def png(colour, bits, rows):
+    """A PNG by the letter: colour type 0 is grey, 2 is RGB; rows of a square."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    head = struct.pack(">IIBBBBB", len(rows), len(rows), bits, colour, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))  # 0: no filter
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("target", [EXACT, FREE])
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_a_deep_png_is_not_reduced(target, colour, channels):
+    deep = png(colour, 16, [struct.pack(">H", 40_001) * 4 * channels] * 4)
+    with pytest.raises(images.Corrupt, match="row 0: got a picture of 16 bits"):
+        images.example(Made([(deep, 0)]), 0, target, None)
+    flat = png(colour, 8, [b"\x9c" * 4 * channels] * 4)
+    assert np.asarray(images.open_image(flat, 1)).min() == 0x9C
+    bits = png(0, 1, [b"\xf0"] * 4)
+    assert np.asarray(images.open_image(bits, 1)).min() == 255
 
 
 def test_one_of_five_is_held_out():

@@ -5,8 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from a2os2a_jax.data import catalogue, images, prepare
-from a2os2a_jax.data.sources import events
+from a2os2a_jax.data import catalogue, images, prepare, recordings
 
 
 def one_line(err, *needles):
@@ -137,6 +136,48 @@ def test_what_is_to_be_downloaded_by_hand_is_said(
     one_line(capsys.readouterr().err, f"{tmp_path}/downloads/manual", "val.tar")
 
 
+def test_a_set_with_configs_is_written_and_named_with_its_own(
+    tiny_tfds, encode, tmp_path, monkeypatch, capsys
+):
+    import tensorflow_datasets
+
+    rows = [(encode(np.zeros((4, 4, 3), np.uint8)), i % 4) for i in range(8)]
+    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
+
+    def download_and_prepare():
+        monkeypatch.delitem(sys.modules, "tensorflow")
+        tiny_tfds("sat", {"train": rows}, config="rgb")
+
+    made = types.SimpleNamespace(
+        name="sat",
+        builder_config=types.SimpleNamespace(name="rgb"),
+        download_and_prepare=download_and_prepare,
+    )
+    monkeypatch.setattr(tensorflow_datasets, "builder", lambda name, **_: made)
+    root = tmp_path / "tfds"
+    assert prepare.main(["sat", f"--data_dir={root}"]) == 0
+    out = capsys.readouterr().out
+    assert "sat/rgb train: 8 records, 0 unreadable" in out
+    assert "--config.data.name=tfds:sat/rgb" in out
+    for check in ([], ["--check"]):  # written once
+        assert prepare.main(["sat", f"--data_dir={root}", *check]) == 1
+        one_line(capsys.readouterr().err, "got sat, which has configs", "sat/rgb")
+        assert prepare.main(["sat/rgb", f"--data_dir={root}", *check]) == 0
+        capsys.readouterr()
+
+
+def test_a_missing_file_is_told(tiny_tfds, encode, capsys):
+    rows = [(encode(np.zeros((4, 4, 3), np.uint8)), i % 4) for i in range(8)]
+    root = tiny_tfds("made", {"train": rows, "test": rows})
+    (path,) = prepare.Path(root).rglob("*train.array_record*")
+    path.unlink()
+    assert prepare.main(["made", f"--data_dir={root}"]) == 1
+    said = capsys.readouterr()
+    assert "made train: 8 records, 8 unreadable\n  record 0 of made train:" in said.out
+    assert "No such file" in said.out and "made test: 8 records, 0 unre" in said.out
+    one_line(said.err, "made: not all of it can be read")
+
+
 def test_cuts_are_not_offered(tmp_path, capsys):
     with pytest.raises(SystemExit):
         prepare.main(["--help"])
@@ -147,7 +188,7 @@ def test_cuts_are_not_offered(tmp_path, capsys):
         assert prepare.main([name, f"--data_dir={tmp_path}"]) == 1
         one_line(capsys.readouterr().err, f"found no {name}", "a cut, which nothing")
     assert set(catalogue.KNOWN) == {*prepare.STOCK, *prepare.WHERE, *catalogue.CUTS}
-    assert set(prepare.WHERE) <= set(events.KINDS)
+    assert set(prepare.WHERE) <= set(recordings.KINDS)
 
 
 def test_a_cut_of_recordings_is_read(tfds_dir, capsys):

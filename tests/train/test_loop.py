@@ -221,6 +221,7 @@ def test_loggers_receive_every_record(whole):
 def test_keys_of_the_result(whole):
     _, found, *_ = whole
     assert found["task"] == "fake" and found["seed"] == 0
+    assert found["data"]["about"] and found["data"]["note"] == ""
     assert found["config"] == configs.to_json(config())
     assert found["versions"].keys() == set(workdirs.PACKAGES)
     assert found["versions"]["jax"] == jax.__version__

@@ -4,7 +4,8 @@
     PATH/CLASS/*.jpg          then every fifth, stratified, is held out as test
 
 Classes are the names of the subfolders, in alphabetical order. Files of other kinds are
-left aside, and counted on stderr; hidden ones without a word.
+left aside, and counted on stderr; hidden ones, and what lies in hidden folders, without
+a word.
 """
 
 import functools
@@ -41,11 +42,12 @@ def load(
       size: needed: the pictures may have any.
       channels: 3, or 1 for grey.
       others: as in `tfds.load`. The statistics are computed from the pictures if these
-        are decoded once, else ImageNet's.
+        are decoded once, else ImageNet's (for grey their mean).
     Raises:
       ValueError: no such folder, one without pictures, a class without any, test
         classes that are none of training, or arguments that do not fit.
       images.Corrupt: a picture cannot be read, and corrupt is "error".
+      OSError: a file cannot be reached, though it is there.
     """
     images.check_corrupt(corrupt)
     if size is None:
@@ -76,10 +78,7 @@ def load(
             for what, xy in arrays.items()
         }
     else:
-        known = catalogue.KNOWN["imagenet2012"]
-        grey = channels == 1
-        mean = (float(np.mean(known.mean)),) if grey else known.mean
-        std = (float(np.mean(known.std)),) if grey else known.std
+        mean, std = catalogue.usual_statistics(channels)
         normalise = images.normaliser(mean, std, size)
         how = dict(corrupt=corrupt, seed=seed, workers=workers)
         splits = {
@@ -120,8 +119,10 @@ class Files:
             return images.Record(
                 self.paths[index].read_bytes(), int(self.labels[index])
             )
-        except OSError as error:
+        except FileNotFoundError as error:  # it was there when the tree was listed
             raise images.Corrupt(f"cannot be read: {error}") from error
+        except OSError as error:  # no fault of the picture's
+            raise OSError(f"{self.name(index)}: {error}") from error
 
     def name(self, index: int) -> str:
         return f"picture {index}, {self.paths[index]}"
@@ -139,7 +140,11 @@ def _trees(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
         return train, test, names
     judge = next((t for t in TEST if (root / t).is_dir()), None)
     if judge is None:
-        raise ValueError(f"{root}: got a folder train alone, expected {TEST[0]}, too")
+        raise ValueError(
+            f"{root}: got the folders {', '.join(_classes(root))}; train is read as a "
+            f"split, expected {', '.join(TEST[:-1])} or {TEST[-1]} beside it (a class "
+            "of this name has to be called something else)"
+        )
     names = _classes(root / "train")
     if extra := sorted(set(_classes(root / judge)) - set(names)):
         raise ValueError(
@@ -155,6 +160,11 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _hidden(path: Path) -> bool:
+    """Whether it, or a folder on the way to it, is: thumbnails, copies, checkpoints."""
+    return any(part[0] == "." for part in path.parts)
+
+
 @functools.lru_cache(maxsize=8)
 def _files(folder: Path, names: tuple[str, ...]) -> Files:
     paths: list[Path] = []
@@ -164,7 +174,7 @@ def _files(folder: Path, names: tuple[str, ...]) -> Files:
     for label, name in enumerate(names):
         inside = folder / name
         there = sorted(inside.rglob("*")) if inside.is_dir() else []
-        there = [p for p in there if p.name[0] != "." and p.is_file()]
+        there = [p for p in there if not _hidden(p.relative_to(inside)) and p.is_file()]
         found = [p for p in there if p.suffix.lower() in SUFFIXES]
         aside += [p for p in there if p.suffix.lower() not in SUFFIXES]
         if not found:

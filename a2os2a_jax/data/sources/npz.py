@@ -67,6 +67,8 @@ def load(
                 f"{path}: got {what}_labels {labels.dtype} {labels.shape}, expected "
                 f"integers [{len(images_)}]"
             )
+        if not len(images_):
+            raise ValueError(f"{path}: got no example in {what}_images, expected some")
     names = tuple(map(str, arrays.get("class_names", ())))
     most = int(max(y.max(), y_test.max())) + 1
     count = classes or len(names) or most
@@ -90,8 +92,8 @@ def load(
     known = catalogue.KNOWN.get(about.get("name", ""))
     mean, std = (0.0,) * channels, (1.0,) * channels
     if pixels and not frames:
-        found = known and known.mean
-        mean, std = (known.mean, known.std) if found else images.statistics(x)
+        found = catalogue.statistics(about.get("name", ""), channels)
+        mean, std = found or images.statistics(x)
         decode = images.normaliser(mean, std, size)
     else:
         decode = lambda z: z  # noqa: E731  (counts of events, or floats)
@@ -111,6 +113,7 @@ def load(
         mean=mean,
         std=std,
         about=known.about if known else f"{len(x):,} + {len(x_test):,} of {path.name}",
+        note=about.get("note", ""),
     )
 
 

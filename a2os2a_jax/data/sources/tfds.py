@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,10 @@ import numpy as np
 from a2os2a_jax.data import cache, catalogue, images, pipeline
 
 TEST = ("test", "validation")  # the first there is judges, else a part of train
-FORMAT = 1  # of the labels that are kept; higher when the same files give others
+FORMAT = 2  # of the labels that are kept; higher when the same files give others
+# What array_record says where a call of the system fails. Its errors are of one kind
+# whatever is wrong, but this may be over in a moment.
+SYSTEM = re.compile(r"\w+\(\) failed: ")
 
 
 class Missing(ValueError):
@@ -45,8 +47,9 @@ def load(
 ) -> pipeline.Dataset:
     """Pictures [size, size, C] with the split of the files.
 
-    A set whose pictures are of one size and take `resident_gib` at most is decoded once
-    and lives on the devices; others are decoded as they are wanted.
+    A set that takes `resident_gib` at most, as it is stored or, if its pictures are of
+    many sizes, at `size`, is decoded once and lives on the devices, unless `area` asks
+    for random parts; others are decoded as they are wanted.
 
     Args:
       name: as in the folder, with /CONFIG where there is one; "tfds:eurosat/rgb".
@@ -60,7 +63,8 @@ def load(
         $XDG_CACHE_HOME/a2os2a_jax (~/.cache).
       seed: of the random crops.
       corrupt: what a record does that cannot be read: "error", "skip". It leaves after
-        parts are held out, and so moves no other example.
+        parts are held out, so a picture that cannot be decoded moves no other example.
+        A record that cannot be read at all has no class to be held out by, and may.
       area: least share of a picture that a random crop of training has (0.08); for
         sets of many sizes. None trains on the middle, as in evaluation.
       workers: processes that decode, for sets that are streamed; 0 uses threads.
@@ -69,6 +73,7 @@ def load(
       ValueError: a set that is not there (says where it looked and how it is made), is
         not one of labelled pictures, or does not fit the arguments.
       images.Corrupt: a record cannot be read, and corrupt is "error".
+      OSError: a file cannot be reached. Nothing is kept then: it may be there later.
     """
     images.check_corrupt(corrupt)
     builder = open_builder(name, data_dir)
@@ -101,20 +106,20 @@ def load(
         classes=count,
         class_names=names,
         about=about,
+        note=known.note if known else "",
     )
+    statistics = catalogue.statistics(name, channels)
     if small and area is None:
         arrays = _arrays(records, target, validation, corrupt)
         of_train = arrays["train"][0]
-        mean, std = (known.mean, known.std) if known else images.statistics(of_train)
+        mean, std = statistics or images.statistics(of_train)
         decode = images.normaliser(mean, std, size)
         made = {
             key: pipeline.resident_split(*xy, decode=decode)
             for key, xy in arrays.items()
         }
         return pipeline.Dataset(mean=mean, std=std, **made, **common)
-    reference = known or catalogue.KNOWN["imagenet2012"]
-    mean = catalogue.fill(reference.mean if channels == 3 else (0.5,), channels)
-    std = catalogue.fill(reference.std if channels == 3 else (0.5,), channels)
+    mean, std = statistics or catalogue.usual_statistics(channels)
     normalise = images.normaliser(mean, std, size)
     how = dict(corrupt=corrupt, seed=seed, workers=workers)
     made = {
@@ -151,11 +156,19 @@ class Encoded:
         return len(self.source)
 
     def __getitem__(self, index: int) -> images.Record:
+        """A record; OSError, naming it, for a file that cannot be reached."""
+        source = self.source
         try:
-            row = self.source[index]
+            row = source[index]
+        except MemoryError:
+            raise
         except Exception as error:  # whatever the reader raises for a broken file
             text = " ".join(str(error).split())
+            if isinstance(error, OSError) or SYSTEM.search(text):
+                raise OSError(f"{self.name(index)}: {text}") from error
             raise images.Corrupt(f"cannot be read: {text}") from error
+        if row["label"] is None:
+            raise images.Corrupt("cannot be read: has no label")
         return images.Record(row["image"], int(row["label"]))
 
     def name(self, index: int) -> str:
@@ -184,7 +197,8 @@ def open_builder(name: str, data_dir: str | None):
 
     Raises:
       Missing: nothing is there.
-      ValueError: it is there in a file format that needs TensorFlow.
+      ValueError: it is there in a file format that needs TensorFlow, or only with
+        configs, of which the name lacks one.
     """
     root = folder(data_dir)
     versions = [
@@ -193,6 +207,11 @@ def open_builder(name: str, data_dir: str | None):
         if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
     ]
     if not versions:
+        if configs := _configs(root, name):
+            raise ValueError(
+                f"data.name: got {name}, which has configs, expected one that is in "
+                f"{root}: {', '.join(configs)}"
+            )
         advice = f"make it: python -m a2os2a_jax.data.prepare {name} --data_dir={root}"
         if name in catalogue.CUTS:
             advice = "it is a cut, which nothing here makes: copy it there"
@@ -211,6 +230,12 @@ def open_builder(name: str, data_dir: str | None):
     import tensorflow_datasets as tfds
 
     return tfds.builder_from_directory(newest)
+
+
+def _configs(root: Path, name: str) -> list[str]:
+    """Names, with their configs, under which a set is there."""
+    found = (path.parents[1] for path in (root / name).glob("*/*/dataset_info.json"))
+    return sorted({f"{name}/{folder.name}" for folder in found})
 
 
 def features(name: str, features) -> tuple[tuple, tuple[str, ...], int]:
@@ -328,46 +353,48 @@ def _decoded(set_: str, path: str, split: str, target: images.Target, corrupt: s
 def _labels(set_: str, path: str, split: str, corrupt: str) -> np.ndarray:
     """Labels int64 [N] of a split, without decoding a picture; -1 for the unreadable.
 
-    All files have to be read for them, so they are kept.
+    All files have to be read for them, so they are kept, and why a record cannot be
+    read with them.
     """
     records = Encoded(set_, split, path)
-    what = f"{set_} {split}"
-    skipped = images.Skipped(what, corrupt)
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    place = f"{set_.replace('/', '-')}-{zlib.crc32(os.fsencode(path)):08x}"
-    folder = user / "a2os2a_jax" / place / f"labels-{split}"
-    key = {"format": FORMAT, "set": set_, "split": split, "files": _stamp(path)}
+    skipped = images.Skipped(f"{set_} {split}", corrupt)
+    files = sorted(p for p in Path(path).iterdir() if p.is_file())
+    key = {
+        "format": FORMAT,
+        "set": set_,
+        "split": split,
+        "files": cache.stamp(path, files),
+    }
 
-    def unreadable(index: int, error: images.Corrupt) -> None:
-        skipped.note(index, images.Corrupt(f"{records.name(index)}: {error}"))
+    def unreadable(index: int, why: str, again: str = "") -> None:
+        skipped.note(index, images.Corrupt(f"{records.name(index)}: {why}{again}"))
 
     def make(new: cache.New) -> None:
-        print(f"{what}: reading {len(records):,} labels, {folder}", file=sys.stderr)
-        shape = (len(records),)
-        labels, read = new("labels", shape, np.int64), new("read", shape, np.bool_)
+        shape, reasons = (len(records),), {}
+        labels = new("labels", shape, np.int64)
 
         def some(indices: np.ndarray) -> None:
-            for i in indices:
+            for i in map(int, indices):
                 try:
-                    labels[i], read[i] = records[int(i)].label, True
+                    labels[i] = records[i].label
                 except images.Corrupt as error:
-                    labels[i] = -1
-                    unreadable(int(i), error)
+                    labels[i], reasons[i] = -1, str(error)
+                    if corrupt == "error":
+                        unreadable(i, reasons[i])
 
         parts = np.array_split(np.arange(*shape), max(1, len(records) // 1000))
         with ThreadPoolExecutor(images.THREADS) as pool:
             list(pool.map(some, parts))
+        cache.keep_json(new, "reasons", reasons)
 
-    if (kept := cache.load(folder, key)) is None:
-        keep = cache.writable(folder)
-        kept = cache.cached(folder, key, make) if keep else cache.in_memory(make)
-    for i in np.flatnonzero(~kept["read"]):
-        unreadable(int(i), images.Corrupt("cannot be read"))
-    return kept["labels"]
-
-
-def _stamp(path: str) -> str:
-    """Changes when a file of a set comes, goes, or is written anew."""
-    files = sorted(p for p in Path(path).iterdir() if p.is_file())
-    states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return f"{len(files)} files, {zlib.crc32(json.dumps(states).encode()):08x}"
+    say = f"{set_} {split}: reading {len(records):,} labels"
+    folders = [cache.user_folder(set_, path, f"labels-{split}")]
+    arrays, folder = cache.cached(folders, key, make, say=say) or (None, None)
+    if arrays is None:
+        print(f"{say}, which can be kept nowhere", file=sys.stderr)
+        arrays = cache.in_memory(make)
+    again = f"; to read it again delete {folder}" if folder else ""
+    reasons = {int(i): why for i, why in cache.kept_json(arrays, "reasons").items()}
+    for i in sorted(reasons):
+        unreadable(i, reasons[i], again)
+    return arrays["labels"]

@@ -105,6 +105,36 @@ def test_files_of_other_kinds_are_counted(tree, capsys):
     )
 
 
+def test_what_lies_in_hidden_folders_is_no_picture_of_a_class(tree, tmp_path, capsys):
+    tree(".data", {"a": 6, "b": 6})  # the way to the tree may be hidden
+    for hidden in ("a/.ipynb_checkpoints", "b/in/.thumbs/small"):
+        tree(f".data/{hidden}", {"": 3})
+    (tmp_path / ".data" / "a" / ".ipynb_checkpoints" / "x.webp").write_bytes(b"x")
+    tree(".data/b/in", {"plain": 1})
+    d = data.load(f"folder:{tmp_path / '.data'}", size=8)
+    assert d.train.size + d.test.size == 13
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_the_system_is_no_broken_picture(tree, monkeypatch):
+    root = tree("", {"a": 6, "b": 6})
+    read = type(root).read_bytes
+
+    def once_unreachable(path):
+        if path.name == "003.png":
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(type(root), "read_bytes", once_unreachable)
+    with pytest.raises(OSError, match="a/003.png: .*Input/output error"):
+        data.load(f"folder:{root}", size=8, corrupt="skip")
+    monkeypatch.undo()
+    gone = folder._trees(root.resolve())[0].paths[0]
+    gone.unlink()  # after it was listed
+    d = data.load(f"folder:{root}", size=8, corrupt="skip")
+    assert d.train.size + d.test.size == 11
+
+
 def test_errors(tree, tmp_path):
     with pytest.raises(ValueError, match="found no folder .*nowhere"):
         data.load(f"folder:{tmp_path / 'nowhere'}", size=8)
@@ -118,7 +148,11 @@ def test_errors(tree, tmp_path):
     with pytest.raises(ValueError, match="data.size: got None"):
         data.load(f"folder:{root / 'a'}")
     tree("b/train", {"x": 6, "y": 6})
-    with pytest.raises(ValueError, match="a folder train alone, expected test"):
+    (root / "b" / "bus").mkdir()
+    with pytest.raises(
+        ValueError,
+        match="b: got the folders bus, train; train is read as a split, expected test",
+    ):
         data.load(f"folder:{root / 'b'}", size=8)
     tree("b/test", {"x": 1, "z": 1})
     with pytest.raises(ValueError, match=r"got classes \['z'\]"):

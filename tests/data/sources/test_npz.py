@@ -98,6 +98,13 @@ def test_a_missing_or_damaged_piece_is_found(tmp_path):
         (dict(train_labels=np.arange(19) % 4), {}, r"train_labels int64 \(19,\)"),
         (dict(train_labels=np.zeros(20)), {}, "train_labels float64"),
         (dict(test_images=np.zeros((8, 4, 5, 3))), {}, r"got test_images \(8, 4, 5"),
+        (
+            dict(
+                test_images=np.zeros((0, 4, 4, 3), np.uint8), test_labels=np.arange(0)
+            ),
+            {},
+            "a.npz: got no example in test_images, expected some",
+        ),
         (dict(test_labels=np.full(8, -1)), {}, "data.classes: got 4"),
         (dict(class_names=["a", "b"]), {}, "data.classes: got 2"),
         (dict(train_images=np.ones((20, 4, 4, 3), int)), {}, "train_images int64"),

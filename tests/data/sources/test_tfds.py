@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -217,7 +218,7 @@ def test_the_split_without_labels_does_not_judge_imagenet(tiny_tfds, encode):
         data.load("tfds:judged", data_dir=root)
 
 
-def test_what_cannot_be_read_moves_no_other_example(tiny_tfds, encode, monkeypatch):
+def test_what_cannot_be_decoded_moves_no_other_example(tiny_tfds, encode, monkeypatch):
     rows = drawn(encode, 40)
     root = tiny_tfds("whole", {"train": rows})
     how = dict(validation=8, data_dir=root)
@@ -243,17 +244,106 @@ def test_records_without_a_label_are_held_out_the_same_way(
     tiny_tfds, encode, monkeypatch, capsys
 ):
     rows = drawn(encode, 40)
-    for i in (5, 6, 9, 13, 17):
+    lost = (5, 6, 9, 13, 17)
+    for i in lost:
         rows[i] = b"\xff\xff"
     root = tiny_tfds("broken", {"train": rows})
     how = dict(data_dir=root, validation=8)
     resident, streamed = both(monkeypatch, "tfds:broken", corrupt="skip", **how)
     for part in ("test", "validation"):
         assert seen(resident.split(part)) == seen(streamed.split(part))
-    assert "record 17 of broken train: cannot be read" in capsys.readouterr().err
+        assert len(seen(resident.split(part))) <= 8
+    pairs = [
+        pair
+        for part in ("train", "test", "validation")
+        for pair in seen(resident.split(part))
+    ]
+    assert sorted(pairs) == [(i, i % 4) for i in range(40) if i not in lost]
+    assert "record 17 of broken train: cannot be read: " in capsys.readouterr().err
+
+
+def test_why_a_label_cannot_be_read_is_kept(
+    tiny_tfds, encode, monkeypatch, user, capsys
+):
     monkeypatch.setattr(images, "RESIDENT_GIB", 0)
-    with pytest.raises(images.Corrupt, match="record 5 of broken train: cannot be"):
-        data.load("tfds:broken", **how)  # though the labels are kept
+    rows = drawn(encode, 40)
+    rows[5], rows[11] = b"\xff\xff", b""  # no record, and one without features
+    root = tiny_tfds("broken", {"train": rows})
+    for _ in range(2):  # read, and kept
+        tfds._labels.cache_clear()
+        data.load("tfds:broken", data_dir=root, corrupt="skip")
+        said = capsys.readouterr().err.splitlines()
+        (folder,) = (user / "a2os2a_jax").glob("broken-*/labels-train")
+        *_, first, second = said
+        assert re.fullmatch(
+            f"broken train: left out record 5 of broken train: cannot be read: .*corr"
+            f"upt.*; to read it again delete {re.escape(str(folder))}",
+            first,
+        )
+        assert "record 11 of broken train: cannot be read: has no label; to" in second
+    with pytest.raises(
+        images.Corrupt, match=f"record 5 of.*: .*; to.* delete {folder}"
+    ):
+        data.load("tfds:broken", data_dir=root)
+    shutil.rmtree(user)
+    with pytest.raises(
+        images.Corrupt, match="record .* cannot be read: [^;]*; data.cor"
+    ):
+        data.load("tfds:broken", data_dir=root)
+    assert not list(user.rglob("labels*"))
+
+
+def made_of_two_files(tiny_tfds, encode):
+    """(data_dir, the training file, what is in it) of a set with a file a split."""
+    rows = drawn(encode, 40)
+    root = tiny_tfds("made", {"train": rows, "test": rows})
+    (file,) = (Path(root) / "made" / "1.0.0").glob("*train.array_record*")
+    return root, file, file.read_bytes()
+
+
+@pytest.mark.parametrize("corrupt", ["error", "skip"])
+@pytest.mark.parametrize("gib", [0.0, 1.0])
+def test_an_error_of_the_system_is_no_unreadable_record(
+    tiny_tfds, encode, user, monkeypatch, corrupt, gib
+):
+    root, file, content = made_of_two_files(tiny_tfds, encode)
+    how = dict(data_dir=root, validation=8, corrupt=corrupt, resident_gib=gib)
+    file.unlink()
+    with pytest.raises(
+        OSError, match=r"record \d+ of made train: open\(\) failed: No su"
+    ):
+        data.load("tfds:made", **how)
+    file.mkdir()
+    with pytest.raises(
+        OSError, match=r"record \d+ of made train: read\(\) failed: Is a"
+    ):
+        data.load("tfds:made", **how)
+    file.rmdir()
+    file.write_bytes(content)
+    record = tfds.Encoded.source.func
+
+    def once_unreachable(self):
+        source = record(self)
+
+        class Source:
+            def __len__(self):
+                return len(source)
+
+            def __getitem__(self, index):
+                if index == 7:
+                    raise OSError(5, "Input/output error")
+                return source[index]
+
+        return Source()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tfds.Encoded, "source", property(once_unreachable))
+        with pytest.raises(
+            OSError, match="record 7 of made train: .*Input/output error"
+        ):
+            data.load("tfds:made", **how)
+    assert not list(user.rglob("labels*"))
+    assert len(seen(data.load("tfds:made", **how).validation)) == 8
 
 
 def test_labels_are_read_once(tiny_tfds, encode, monkeypatch, user, capsys):
@@ -273,10 +363,13 @@ def test_labels_are_read_once(tiny_tfds, encode, monkeypatch, user, capsys):
     (file,) = (Path(root) / "made" / "1.0.0").glob("*train.array_record*")
     os.utime(file, ns=(0, 0))  # written anew
     again, said = load()
-    assert again == first and "another files" in said and "reading 40 labels" in said
+    assert again == first and "reading 40 labels" in said
+    assert said.count("it was made of other files") == 1
     monkeypatch.setattr(cache, "writable", lambda folder: False)
     shutil.rmtree(user)
-    assert load()[0] == first and not user.exists()
+    again, said = load()
+    assert again == first and not user.exists()
+    assert "reading 40 labels, which can be kept nowhere" in said
     data.load("tfds:made", data_dir=root)  # nothing is held out: nothing is read
     assert capsys.readouterr().err == ""
 
@@ -328,6 +421,24 @@ def test_a_grey_picture_in_a_coloured_set_is_found(tiny_tfds, encode):
         data.load("tfds:made", data_dir=root)
 
 
+def test_how_a_set_is_kept_moves_no_pixel(tiny_tfds, encode):
+    def grey(name):
+        rows = [(encode(np.full((4, 4, 1), i, np.uint8)), i % 4) for i in range(8)]
+        return tiny_tfds(name, {"train": rows, "test": rows}, shape=(4, 4, 1))
+
+    root = grey("fashion_mnist")
+    for gib in (1.0, 0.0):
+        d = data.load("fashion_mnist", data_dir=root, resident_gib=gib)
+        assert bool(d.train.resident) is bool(gib)
+        assert (d.mean, d.std) == ((0.2860,), (0.3530,))
+    d = data.load("tfds:unknown", data_dir=grey("unknown"), resident_gib=0.0)
+    np.testing.assert_allclose([d.mean, d.std], [[0.449], [0.226]], atol=1e-9)
+    rows = drawn(encode, 8)
+    root = tiny_tfds("coloured", {"train": rows, "test": rows})
+    d = data.load("tfds:coloured", data_dir=root, resident_gib=0.0)
+    assert (d.mean, d.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 # ---- what is not there
 
 
@@ -337,6 +448,20 @@ def test_a_missing_set_says_where_it_looked_and_how_to_make_it(tmp_path):
     text = str(error.value)
     assert f"found no cifar10 in {tmp_path}" in text and "\n" not in text
     assert f"data.prepare cifar10 --data_dir={tmp_path}" in text
+
+
+def test_a_set_with_configs_says_which_there_are(tiny_tfds, encode):
+    for config in ("rgb", "all"):
+        splits = {"train": drawn(encode, 8)}
+        root = tiny_tfds("sat", splits, config=config, version="2.0.0")
+    assert tfds.open_builder("sat/rgb", root).info.full_name == "sat/rgb/2.0.0"
+    with pytest.raises(
+        ValueError, match="got sat, .* in .*: sat/all, sat/rgb$"
+    ) as error:
+        tfds.open_builder("sat", root)
+    assert not isinstance(error.value, tfds.Missing)  # nothing is to be made
+    with pytest.raises(tfds.Missing, match="data.prepare sat/other --data_dir="):
+        tfds.open_builder("sat/other", root)
 
 
 def test_where_sets_are_looked_for(tmp_path, monkeypatch):
