@@ -10,6 +10,7 @@ left out, as the caller says; it is never passed over in silence.
 
 import io
 import itertools
+import math
 import os
 import sys
 import threading
@@ -27,6 +28,7 @@ from a2os2a_jax.data import pipeline, stream
 RESIDENT_GIB = 1.0  # a set that takes more is streamed, unless data.resident_gib
 CENTRE = 0.875  # of the shorter side is what evaluation sees, as 224 of 256
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, as in torchvision
+TRIES = 10  # to find a random crop that fits
 CORRUPT = ("error", "skip")
 SHARE = 5  # where no split is there to judge, one of so many examples does
 _NAMED = 5  # unreadable records that a message names
@@ -174,17 +176,17 @@ def open_image(image: bytes | np.ndarray, channels: int, *, convert: bool = True
 
 
 def example(
-    records: Records, index: int, target: Target, rng: np.random.RandomState | None
+    records: Records, index: int, target: Target, draws: np.ndarray | None
 ) -> tuple[np.ndarray, int]:
     """(pixels uint8 [S, S, C], label) of a record.
 
-    rng draws the crop of training; None for evaluation.
+    draws: for the crop of training, as `crop_draws` gives them; None for evaluation.
     Raises:
       Corrupt: no picture, of a wrong size or with wrong channels, or a label out of
         range; names the record.
     """
     try:
-        return _example(*records[index], target, rng)
+        return _example(*records[index], target, draws)
     except Corrupt as error:
         raise Corrupt(f"{records.name(index)}: {error}") from error
 
@@ -193,7 +195,7 @@ def _example(
     encoded: bytes | np.ndarray,
     label: int,
     target: Target,
-    rng: np.random.RandomState | None,
+    draws: np.ndarray | None,
 ) -> tuple[np.ndarray, int]:
     if not 0 <= label < target.classes:
         raise Corrupt(f"got label {label}, expected 0 to {target.classes - 1}")
@@ -204,8 +206,8 @@ def _example(
         raise Corrupt(f"got {height}x{width} pixels, expected {want}")
     if target.exact is None:
         side = (target.size, target.size)
-        if rng is not None and target.area is not None:
-            box = random_box(rng, height, width, target.area)
+        if draws is not None and target.area is not None:
+            box = random_box(draws, height, width, target.area)
         else:
             box = centre_box(height, width)
         # bicubic, and antialiased, as Pillow does where it makes smaller
@@ -221,22 +223,34 @@ def centre_box(height: int, width: int) -> tuple[float, float, float, float]:
     return left, top, left + side, top + side
 
 
+def crop_draws(seed: int, step: int, index: int) -> np.ndarray:
+    """Numbers in [0, 1), [TRIES, 4], that are a function of seed, step and index.
+
+    From a counter-based generator, whose state is not filled for every picture, and
+    from its raw bits, so that no release of numpy moves a crop.
+    """
+    bits = np.random.Philox(key=[seed, step], counter=[0, 0, 0, index])
+    return (bits.random_raw(4 * TRIES) >> np.uint64(11)).reshape(TRIES, 4) * 2.0**-53
+
+
 def random_box(
-    rng: np.random.RandomState, height: int, width: int, area: float
+    draws: np.ndarray, height: int, width: int, area: float
 ) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of a random part of a picture, in pixels.
 
     Its area is uniform in [area, 1] of the whole, the logarithm of its aspect uniform;
-    after ten draws that do not fit, the largest part in the middle with an allowed
-    aspect. Source: Szegedy et al. 2015, arXiv:1409.4842, as torchvision does it.
+    after as many tries as there are draws [tries, 4] and none that fits, the largest
+    part in the middle with an allowed aspect. Source: Szegedy et al. 2015,
+    arXiv:1409.4842, as torchvision does it.
     """
-    for _ in range(10):
-        wanted = height * width * rng.uniform(area, 1)
-        aspect = np.exp(rng.uniform(*np.log(ASPECT)))
-        w = int(round(np.sqrt(wanted * aspect)))
-        h = int(round(np.sqrt(wanted / aspect)))
+    least, most = map(math.log, ASPECT)
+    for of_area, of_aspect, across, down in draws.tolist():
+        wanted = height * width * (area + (1 - area) * of_area)
+        aspect = math.exp(least + (most - least) * of_aspect)
+        w = int(round(math.sqrt(wanted * aspect)))
+        h = int(round(math.sqrt(wanted / aspect)))
         if 0 < w <= width and 0 < h <= height:
-            left, top = rng.randint(0, width - w + 1), rng.randint(0, height - h + 1)
+            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
             return left, top, left + w, top + h
     w = min(width, round(height * ASPECT[1]))
     h = min(height, round(width / ASPECT[0]))
@@ -382,10 +396,10 @@ def streamed(
     size = len(records)
 
     def whole(index: int, step: int) -> dict[str, np.ndarray]:
-        rng = np.random.RandomState([seed, step, index]) if train else None
+        draws = crop_draws(seed, step, index) if train else None
         for i in itertools.islice(itertools.count(index), size if train else 1):
             try:
-                image, label = example(records, i % size, target, rng)
+                image, label = example(records, i % size, target, draws)
                 return {"image": image, "label": np.int32(label)}
             except Corrupt as error:
                 skipped.note(i % size, error)

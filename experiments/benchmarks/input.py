@@ -7,6 +7,7 @@ one core; ratios are taken within the run, since machines differ and have other 
 """
 
 import argparse
+import io
 import json
 import os
 import statistics
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from a2os2a_jax import data  # noqa: E402
 from a2os2a_jax.data import images, pipeline  # noqa: E402
@@ -26,6 +28,7 @@ from a2os2a_jax.data.sources import tfds  # noqa: E402
 from a2os2a_jax.train import workdir  # noqa: E402
 
 BATCH, PICTURES, REPEATS, SIDE = 256, 128, 7, 224
+IMAGENET_SIDE = 375  # the shorter one of most of its pictures
 
 
 def interleaved(*functions: Callable[[], None]) -> list[list[float]]:
@@ -63,22 +66,41 @@ def small() -> dict[str, float]:
     }
 
 
-def decoding() -> dict[str, float]:
-    """Pillow alone against our reader: the same records, crops and size, one thread."""
-    import io
+class Encoded(list):
+    """Encoded pictures in memory, as the records of a set."""
 
-    from PIL import Image
+    def __getitem__(self, index: int) -> images.Record:
+        return images.Record(super().__getitem__(index), 0)
 
-    builder = tfds.open_builder("imagenet_sample", None)
-    records = tfds.Encoded("imagenet_sample", "train", os.fspath(builder.data_dir))
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+
+def enlarged(encoded: Sequence[bytes]) -> list[bytes]:
+    """The same as JPEG of ImageNet's size: the sample's are made smaller."""
+    found = []
+    for content in encoded:
+        picture = Image.open(io.BytesIO(content)).convert("RGB")
+        scale = IMAGENET_SIDE / min(picture.size)
+        size = tuple(round(scale * n) for n in picture.size)
+        file = io.BytesIO()
+        picture.resize(size, 3).save(file, "JPEG", quality=95)
+        found.append(file.getvalue())
+    return found
+
+
+def decoding(records: images.Records, index: Sequence[int]) -> dict[str, float]:
+    """Pillow alone against our reader: the same crops and size, one thread.
+
+    Pillow is given the encoded pictures and the crops; ours reads and draws them.
+    """
     target = images.Target(SIDE, 3, 1000, None, 0.08)
-    index = np.linspace(0, len(records) - 1, PICTURES).astype(int)
     encoded = [records[int(i)].image for i in index]
+    draws = [images.crop_draws(0, 0, int(i)) for i in index]
     boxes = []
-    for i, content in zip(index, encoded, strict=True):
+    for content, drawn in zip(encoded, draws, strict=True):
         width, height = Image.open(io.BytesIO(content)).size
-        rng = np.random.RandomState([0, 0, i])
-        boxes.append(images.random_box(rng, height, width, 0.08))
+        boxes.append(images.random_box(drawn, height, width, 0.08))
 
     def pillow() -> None:
         for content, box in zip(encoded, boxes, strict=True):
@@ -87,14 +109,14 @@ def decoding() -> dict[str, float]:
 
     def ours() -> None:
         for i in index:
-            rng = np.random.RandomState([0, 0, i])
-            images.example(records, int(i), target, rng)
+            images.example(records, int(i), target, images.crop_draws(0, 0, int(i)))
 
     a, b = interleaved(pillow, ours)
     ratio = statistics.median([y / x for x, y in zip(a, b, strict=True)])
     return {
-        "pillow_images_per_s": PICTURES / statistics.median(a),
-        "ours_images_per_s": PICTURES / statistics.median(b),
+        "kilobytes_a_picture": statistics.mean(map(len, encoded)) / 1000,
+        "pillow_images_per_s": len(index) / statistics.median(a),
+        "ours_images_per_s": len(index) / statistics.median(b),
         "ours_over_pillow_seconds": ratio,
     }
 
@@ -105,14 +127,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from a2os2a_jax.train import parallel
 
+    builder = tfds.open_builder("imagenet_sample", None)
+    records = tfds.Encoded("imagenet_sample", "train", os.fspath(builder.data_dir))
+    index = np.linspace(0, len(records) - 1, PICTURES).astype(int)
+    large = Encoded(enlarged([records[int(i)].image for i in index]))
     found = {
         "command": "python experiments/benchmarks/input.py",
         "commit": workdir.commit(),
         "device": workdir.device(parallel.make_mesh(1)),
         "repeats": REPEATS,
         "small": small(),
-        "decoding": decoding(),
+        "decoding": {"imagenet_size": decoding(large, range(PICTURES))},
     }
+    found["decoding"]["sample"] = decoding(records, index)
     print(json.dumps(found, indent=1))
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n")
