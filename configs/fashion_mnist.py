@@ -1,9 +1,16 @@
 """A2OS2A on Fashion-MNIST: 28x28, T = 2, for two CPU cores.
 
-python -m a2os2a_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion
-python -m a2os2a_jax.main --config=configs/fashion_mnist.py:short --workdir=runs/fs
-python -m a2os2a_jax.main --config=configs/fashion_mnist.py:smoke --workdir=runs/smoke
-... --config.data.data_dir=DIR --config.model.attention.kind=vssa
+    python -m a2os2a_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion
+    python -m a2os2a_jax.main --config=configs/fashion_mnist.py:short --workdir=runs/fs
+    python -m a2os2a_jax.main --config=configs/fashion_mnist.py:smoke --workdir=runs/s
+    ... --config.data.data_dir=DIR --config.model.attention.kind=vssa
+
+60,000 + 10,000 clothes (Xiao et al. 2017), enlarged to 32x32. Expected time: 12 epochs,
+51 minutes on one of two CPU cores; `short`, 2 epochs, some nine minutes, to compare
+attentions. Published: nothing of A2OS2A. Ours: 90.68 % of the test images after the
+last epoch, one seed, 446,074 parameters (experiments/results/fashion_mnist.json;
+weights and log beside it). The model was chosen on 5,000 images of training, held out
+(experiments/results/fashion_mnist-pilots.json).
 """
 
 from a2os2a_jax import config

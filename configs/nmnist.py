@@ -10,7 +10,8 @@ time, an estimate from counted operations (experiments/results/recipe_cost.json)
 h and what reading costs. Published: nothing, the paper does not use it. Ours: not run
 yet.
 `sample`: the first 600 + 100 recordings, about four minutes on two CPU cores. It shows
-that a network learns; its accuracy compares with nothing.
+that a network learns; its accuracy compares with nothing: 84.00 % of the 100, median of
+3 seeds (experiments/results/nmnist-sample.json).
 """
 
 from a2os2a_jax import config

@@ -79,8 +79,7 @@ def ablation() -> str:
     lines += [
         "",
         f"From `experiments/results/ablation.json`; command: `{value['command']}`; "
-        f"device: {', '.join(value['devices'])}; commits: "
-        f"{', '.join(c[:7] for c in value['commits'])}.",
+        f"device: {', '.join(value['devices'])}; commits: {_commits(value)}.",
     ]
     return "\n".join(lines)
 
@@ -125,14 +124,69 @@ def time_of(task: str) -> str:
     )
 
 
+SETS = {  # file in results -> what its rows are
+    "fashion_mnist": "Fashion-MNIST",
+    "fashion_mnist-short": "Fashion-MNIST, short",
+    "nmnist-sample": "N-MNIST, first 600 + 100",
+}
+
+
+def sets() -> str:
+    """Real data on a CPU: a row for each attention, from the files that are there."""
+    lines = [
+        "| set | attention | T | epochs | parameters | test accuracy, %: median "
+        "(least to most) | mean ± std | seeds | training, s | CPU-s |",
+        "| --- " * 10 + "|",
+    ]
+    sources = []
+    for name, title in SETS.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        value = json.loads(path.read_text())
+        for row in value["rows"]:
+            first = next((RESULTS / name).glob("*.json"))
+            config = json.loads(first.read_text())["config"]
+            kind = row["settings"].get(KIND, config["model"]["attention"]["kind"])
+            a = {k: 100 * v for k, v in row["test_accuracy"].items()}
+            spread = mean = "one run"
+            if row["n"] > 1:
+                spread = f"{a['min']:.2f} to {a['max']:.2f}"
+                mean = f"{a['mean']:.2f} ± {a['std']:.2f}"
+            lines.append(
+                f"| {title} | {NAMES[kind]} | {config['model']['timesteps']} "
+                f"| {config['train']['epochs']:g} | {row['parameters']:,} "
+                f"| {a['median']:.2f} ({spread}) | {mean} | {row['n']} "
+                f"| {row['train_seconds']['median']:.0f} "
+                f"| {row['cpu_seconds']['median']:.0f} |"
+            )
+        sources.append(
+            f"`experiments/results/{name}.json` (`{value['command']}`; commits: "
+            f"{_commits(value)}; device: {', '.join(value['devices'])})"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"From {'; '.join(sources)}. Each run had one core of a machine that had "
+            "other work to do: CPU-seconds compare rows, seconds of wall clock hardly.",
+        ]
+    )
+
+
 def render(readme: str) -> str:
     """README with its results replaced by those of the JSON files."""
-    before, rest = readme.split(BEGIN)
-    after = rest.split(END)[1]
     made = "\n\n".join(
-        [first_light(), time_of("digits"), time_of("recall"), precision(), ablation()]
+        [
+            sets(),
+            first_light(),
+            time_of("digits"),
+            time_of("recall"),
+            precision(),
+            ablation(),
+        ]
     )
-    return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
+    return _between(readme, BEGIN, made, END)
 
 
 def data_table(text: str) -> str:
@@ -145,15 +199,59 @@ def data_table(text: str) -> str:
         numbers = [" ".join(f"{x:.4f}" for x in v) for v in (known.mean, known.std)]
         cells = [f"`{name}`", known.about, *numbers, known.statistics, known.terms]
         lines.append(f"| {' | '.join(cells)} |")
-    begin, end = (
-        "<!-- table: made by experiments/tables.py -->",
-        "<!-- end of table -->",
+    return _between(
+        text, "<!-- table: made by experiments/tables.py -->", "\n".join(lines)
     )
+
+
+def cost_table(text: str) -> str:
+    """experiments/README.md with its table of estimates, from recipe_cost.json."""
+    value = json.loads((RESULTS / "recipe_cost.json").read_text())
+    lines = [
+        "| recipe | steps | TFLOP a step | memory of a step, GiB | hours |",
+        "| --- " * 5 + "|",
+    ]
+    for row in value["rows"]:
+        memory = "not counted"
+        if "temp_size_in_bytes" in row:
+            bytes_ = row["temp_size_in_bytes"] + row["argument_size_in_bytes"]
+            memory = f"{bytes_ / 2**30:.1f}"
+        lines.append(
+            f"| `{row['config']}.py:{row['mode']}` | {row['steps']:,} "
+            f"| {_two(row['flops'] / 1e12)} | {memory} "
+            f"| {_two(row['hours_at_assumed'])} |"
+        )
+    lines += [
+        "",
+        f"Estimates, not times: operations of one step in bfloat16 as XLA counts them, "
+        f"memory as compiled for a CPU (without the data set), and hours if a GPU did "
+        f"{value['assumed_tflops']:.0f} TFLOP/s of them, which is assumed. From "
+        "`experiments/results/recipe_cost.json`; command: "
+        f"`{value['command']}`; commit: {value['commit'][:7]}.",
+    ]
+    return _between(
+        text, "<!-- costs: made by experiments/tables.py -->", "\n".join(lines)
+    )
+
+
+def _two(x: float) -> str:
+    """Two digits that count, without an exponent."""
+    return f"{float(format(x, '.2g')):g}"
+
+
+def _between(
+    text: str, begin: str, made: str, end: str = "<!-- end of table -->"
+) -> str:
+    """`text` with what stands between two of its lines replaced."""
     before, rest = text.split(begin)
-    return "\n\n".join([before + begin, "\n".join(lines), end + rest.split(end)[1]])
+    return "\n\n".join([before + begin, made, end + rest.split(end)[1]])
 
 
-PAGES = {"README.md": render, "docs/data.md": data_table}
+PAGES = {
+    "README.md": render,
+    "docs/data.md": data_table,
+    "experiments/README.md": cost_table,
+}
 
 
 def main() -> int:

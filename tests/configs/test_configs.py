@@ -1,4 +1,6 @@
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,7 @@ from a2os2a_jax import config
 ROOT = Path(__file__).resolve().parents[2]
 CIFAR = (("2-256", 8), ("2-512", 8), ("4-384", 12))
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-RUNNABLE = (
-    "digits",
-    "recall",
-    "fashion_mnist",
-)  # with `full`; the rest waits for data sources
+RESULTS = ROOT / "experiments" / "results"
 
 # What users override, and rely on in every config.
 KEYS = """
@@ -79,6 +77,9 @@ def test_full_is_complete(name):
 def test_published_sizes_have_a_name(name, variant, heads):
     c = _module(name).get_config(variant)
     assert (c.model.variant, c.model.heads) == (variant, heads)
+    if variant == "8-768":  # a recipe of its own
+        assert (c.optim.lr, c.train.batch, c.data.area) == (1e-3, 288, 0.08)
+        return
     c.model.update(variant="2-512", heads=8)
     full = _module(name).get_config()
     full.model.update(variant="2-512", heads=8)
@@ -101,6 +102,31 @@ def test_the_header_says_how_to_run_it(name):
     for word in words:
         key = word.removeprefix("--config.").split("=")[0]
         assert key in config.flatten(config.default())
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"digits", "recall"}))
+def test_the_header_says_what_to_expect(name):
+    text = " ".join(_module(name).__doc__.split())
+    for word in ("Published", "Ours", "xpected time"):
+        assert word in text, word
+    assert re.search(r"\b(GPUs?|CPU cores)\b", text)
+
+
+def test_estimates_of_time_are_those_that_were_counted():
+    rows = json.loads((RESULTS / "recipe_cost.json").read_text())["rows"]
+    assert {row["config"] for row in rows} >= {"cifar10", "imagenet", "nmnist"}
+    for row in rows:
+        hours = float(format(row["hours_at_assumed"], ".2g"))
+        names = (
+            ("cifar10", "cifar100") if row["config"] == "cifar10" else [row["config"]]
+        )
+        for name in names if row["mode"] != "2-256,20" else ():
+            text = " ".join(_module(name).__doc__.split())
+            assert re.search(rf"(?<![\d.]){hours:g} h\b", text), (
+                name,
+                row["mode"],
+                hours,
+            )
 
 
 @pytest.mark.parametrize(
