@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -244,6 +245,17 @@ def stratified(
     ]
     held = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(labels.size), held), held
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files, in order, but the hidden and what lies in hidden folders.
+
+    Those are thumbnails, copies and checkpoints of other programs, no examples.
+    """
+    found = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [
+        p for p in found if not any(x[0] == "." for x in p.relative_to(folder).parts)
+    ]
 
 
 def steps_per_epoch(size: int, batch: int) -> int:

@@ -116,7 +116,7 @@ def _by_class(folders: Sequence[Path], suffix: str) -> tuple[list[Path], list[in
     """(files, labels) of a folder for each class; ValueError for an empty one."""
     paths, labels = [], []
     for label, folder in enumerate(folders):
-        found = sorted(p for p in folder.rglob(f"*{suffix}") if p.is_file())
+        found = [p for p in pipeline.files_below(folder) if p.suffix == suffix]
         if not found:
             raise ValueError(f"{folder}: found no recording, expected *{suffix}")
         paths += found

@@ -148,6 +148,15 @@ def test_an_empty_folder_says_what_it_expected(tmp_path, name):
         load(name, tmp_path)
 
 
+def test_hidden_files_are_no_recordings(nmnist):
+    before = load("nmnist", nmnist).train.size
+    folder = nmnist / "nmnist" / "Train" / "6"
+    (folder / "._00001.bin").write_bytes(b"left by another system")
+    (folder / ".trash").mkdir()
+    (folder / ".trash" / "00001.bin").write_bytes(b"too")
+    assert load("nmnist", nmnist).train.size == before
+
+
 def test_an_empty_class(nmnist):
     for path in (nmnist / "nmnist" / "Train" / "6").iterdir():
         path.unlink()

@@ -160,11 +160,6 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _hidden(path: Path) -> bool:
-    """Whether it, or a folder on the way to it, is: thumbnails, copies, checkpoints."""
-    return any(part[0] == "." for part in path.parts)
-
-
 @functools.lru_cache(maxsize=8)
 def _files(folder: Path, names: tuple[str, ...]) -> Files:
     paths: list[Path] = []
@@ -173,8 +168,7 @@ def _files(folder: Path, names: tuple[str, ...]) -> Files:
     expected = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
     for label, name in enumerate(names):
         inside = folder / name
-        there = sorted(inside.rglob("*")) if inside.is_dir() else []
-        there = [p for p in there if not _hidden(p.relative_to(inside)) and p.is_file()]
+        there = pipeline.files_below(inside)
         found = [p for p in there if p.suffix.lower() in SUFFIXES]
         aside += [p for p in there if p.suffix.lower() not in SUFFIXES]
         if not found:
