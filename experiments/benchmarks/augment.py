@@ -100,7 +100,7 @@ def main() -> None:
     gflops = matmul_gflops()
     of_step = seconds(one_step, args.steps)
     of_augment = seconds(lambda: fn(jax.random.key(0), images), args.repeats)
-    given = " ".join(sys.argv[1:])
+    given = " ".join(w for w in sys.argv[1:] if not w.startswith("--out"))
     value = {
         "command": f"python {SCRIPT} {given}".strip(),
         "what": f"{POLICY} ({args.resample}) beside a step of {args.variant}, T = 4",
