@@ -5,6 +5,7 @@ key exists in every config and `--config.key=value` works everywhere. None leave
 choice to whoever takes the value.
 """
 
+import copy
 import json
 import math
 from typing import Any
@@ -15,6 +16,20 @@ _LATER = "not built yet"
 NOT_BUILT = {  # key -> the only value it may have so far
     "train.profile_steps": None,
     "mesh.fsdp": 1,
+}
+OWN = {  # model.name -> its own choice where None leaves it (models.registry.DEFAULTS)
+    "columnar": {
+        "model.readout": "mean",
+        "model.attention.kind": "a2os2a",
+        "model.neuron.decay_input": False,
+        "model.neuron.surrogate": "atan",
+    },
+    "spike_driven": {
+        "model.readout": "membrane",
+        "model.attention.kind": "sdsa",
+        "model.neuron.decay_input": True,
+        "model.neuron.surrogate": "sigmoid",
+    },
 }
 # On resuming; any other key has to be the same.
 MAY_DIFFER = ("mesh.", "eval.", "train.stop_after", "train.log_steps")
@@ -56,13 +71,13 @@ def default() -> ConfigDict:
         pool=unset(str),
         shortcut="full",
         stem="sps",
-        readout="mean",
+        readout=unset(str),
         mlp_ratio=4,
         drop_path=0.0,  # chance that the last block is skipped; less in front of it
         remat=False,
     )
     c.model.attention = dict(
-        kind="a2os2a",
+        kind=unset(str),
         order="auto",
         k=unset(str),
         v=unset(str),
@@ -75,14 +90,14 @@ def default() -> ConfigDict:
     )
     c.model.neuron = dict(
         rule="paper",
-        decay_input=False,
+        decay_input=unset(bool),
         tau=2.0,
         v_th=1.0,
         v_reset=0.0,
         soft_reset=False,
         detach_reset=True,
         learn_tau=False,
-        surrogate="atan",
+        surrogate=unset(str),
     )
     c.augment = dict(
         flip=False,
@@ -162,9 +177,24 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def filled(config: ConfigDict) -> ConfigDict:
+    """A copy in which the model's own choices stand where None left them to it.
+
+    A rule of neurons other than the paper's has choices of its own.
+    """
+    new = copy.deepcopy(config)
+    flat = flatten(config)
+    own = OWN.get(flat.get("model.name"), OWN["columnar"])
+    if flat.get("model.neuron.rule") != "paper":
+        own = own | {k: v for k, v in OWN["columnar"].items() if "neuron" in k}
+    left = {k: v for k, v in own.items() if k in flat and flat[k] is None}
+    new.update_from_flattened_dict(left)
+    return new
+
+
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain nested dicts that JSON holds, None for what is unset."""
-    return json.loads(json.dumps(config.to_dict()))
+    """The filled config as nested dicts that JSON holds, None for what is unset."""
+    return json.loads(json.dumps(filled(config).to_dict()))
 
 
 def check(config: ConfigDict) -> None:
@@ -228,7 +258,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     A key that an older config does not have yet had what is the default now.
     """
-    known = flatten(default())
+    known = flatten(filled(default()))
     old, new = known | flatten(old), known | flatten(new)
     return [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"

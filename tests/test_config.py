@@ -4,6 +4,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config
+from a2os2a_jax.models import registry
+from a2os2a_jax.modules import neuron
 
 
 def _set(c: ConfigDict, key: str, value) -> ConfigDict:
@@ -117,7 +119,7 @@ def test_json_holds_the_config():
     plain = config.to_json(c)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["optim"]["clip"] == 0.5 and plain["train"]["steps"] is None
-    assert config.flatten(plain) == config.flatten(c)
+    assert config.flatten(plain) == config.flatten(config.filled(c))
 
 
 def _changed(**changes):
@@ -168,3 +170,42 @@ def test_a_key_that_came_later_had_its_default():
     assert config.differences(old, new) == []
     new["optim"]["layer_decay"] = 0.7
     assert config.differences(old, new) == ["optim.layer_decay was 1.0, is 0.7"]
+
+
+def test_a_family_has_its_own_choices():
+    """config.OWN says what models.registry.DEFAULTS says."""
+    for name, own in config.OWN.items():
+        theirs = registry.DEFAULTS[name]
+        flat = {"model.readout": theirs["readout"]}
+        flat["model.attention.kind"] = theirs["attention"]
+        keys = [k for k in own if k.startswith("model.neuron.")]
+        flat |= {k: theirs["neuron"][k.rpartition(".")[2]] for k in keys}
+        assert own == flat
+        c = config.default()
+        c.model.name = name
+        filled = config.flatten(config.filled(c))
+        assert {k: filled[k] for k in own} == own
+        rest = config.flatten(c)
+        assert {k: v for k, v in filled.items() if k not in own} == {
+            k: v for k, v in rest.items() if k not in own
+        }
+        assert all(rest[k] is None for k in own)  # a copy was filled
+        defaults = neuron.DEFAULTS | theirs["neuron"]
+        for key, value in defaults.items():  # what is no choice of the family
+            assert filled[f"model.neuron.{key}"] == value
+
+
+def test_what_is_given_is_kept():
+    c = config.default()
+    c.model.name = "spike_driven"
+    c.model.attention.kind = "a2os2a"
+    c.model.neuron.rule = "guo"
+    filled = config.filled(c).model
+    assert (filled.attention.kind, filled.readout) == ("a2os2a", "membrane")
+    assert (filled.neuron.decay_input, filled.neuron.surrogate) == (False, "atan")
+
+
+def test_a_run_from_before_there_were_choices_goes_on():
+    old = config.to_json(config.default())
+    assert old["model"]["attention"]["kind"] == "a2os2a"  # as they were saved
+    assert not config.differences(old, config.to_json(config.default()))

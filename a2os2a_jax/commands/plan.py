@@ -106,7 +106,7 @@ def _mib(tree: Any) -> float:
 
 def describe(config: ConfigDict, parts: Parts, n: dict) -> list[tuple[str, str]]:
     """(what, in words) of the numbers."""
-    m, o, t = config.model, config.optim, config.train
+    m, o, t = configs.filled(config).model, config.optim, config.train
     data, mib = parts.dataset, n["mib"]
     held = data.validation.size if data.validation is not None else 0
     sizes = f"{data.train.size:,} training, {data.test.size:,} test"

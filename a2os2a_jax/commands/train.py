@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from a2os2a_jax import config as configs
 from a2os2a_jax.train import loop, metrics
 from a2os2a_jax.train import workdir as workdirs
 
@@ -97,7 +98,7 @@ def draw(config: ConfigDict, folder: Path) -> list[Path]:
         print("no figures: matplotlib is not installed (pip install matplotlib)")
         return []
     curves.parent.mkdir(exist_ok=True)
-    m = config.model
+    m = configs.filled(config).model
     title = f"{config.data.name}: {m.name} {m.variant}, {m.attention.kind}"
     if curves in wanted:
         plots.training_curves(

@@ -6,6 +6,7 @@ dtype, because it goes onto a membrane.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -118,14 +119,42 @@ def token_scale(how: str, tokens: int) -> float:
     return tokens**-0.5 if how == "sqrt" else 2.0 ** -round(math.log2(tokens))
 
 
+def sdsa(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    fire: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Spike-driven self-attention: a mask over channels, Q ⊙ fire(sum of K ⊙ V).
+
+    Q, K, V in {0, 1}: every product is a mask, and the sum over tokens counts. Linear
+    in N, and no channel sees another. The public code's `dvs` form, which max-pools K,
+    V, K ⊙ V and the masked Q over the image, is not built.
+
+    Args:
+      q: [..., N, heads, d]. k, v: [..., M, heads, d].
+      fire: the caller's neuron, [..., 1, heads, d] sums (at least float32) to spikes.
+    Returns:
+      [..., N, heads, d], dtype of q: spikes, which go into weights as they are.
+    Raises:
+      ValueError: shapes that do not fit.
+    Source: Yao et al. 2023 (Spike-Driven Transformer), arXiv:2307.01694, SDSA-1.
+    """
+    _check("sdsa", q, k, v, "auto")
+    wide = jnp.promote_types(jnp.result_type(k, v), jnp.float32)
+    sums = (k * v).sum(-3, wide, keepdims=True)
+    return q * fire(sums).astype(q.dtype)
+
+
 @jax.custom_jvp
 def shiftmax(scores: jax.Array) -> jax.Array:
     """Rows of powers of two that sum to more than 1/2 and at most 1.
 
         w_j = 2^(r_j - ceil(log2 sum_i 2^r_i)),   r = round(scores), over the last axis
 
-    Exact: exponents are integers. A weight below 2^-126 is 0. The gradient is that of
-    the softmax with base 2 at r, scaled to w, straight through the roundings.
+    Exact: exponents are integers, and every factor is a power of two. A weight below
+    2^-126 is 0. The gradient is that of the softmax with base 2 at r, scaled to w,
+    straight through the roundings.
 
     Source: our reading, from its abstract, of the Shiftmax in the bipolar attention of
       NeurIPS 2025 (OpenReview nG45z7lJ7D); rounding real scores is ours.
@@ -134,24 +163,36 @@ def shiftmax(scores: jax.Array) -> jax.Array:
 
 
 def _shiftmax(scores):
-    """(weights, softmax with base 2 of the rounded scores)."""
+    """(weights, powers 2^(r - max r), their sum over the last axis)."""
     r = jnp.round(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
     r = (r - r.max(-1, keepdims=True)).clip(-126)
-    powers = jnp.ldexp(jnp.ones_like(r), r.astype(jnp.int32))
+    powers = _power_of_two(r)
     total = powers.sum(-1, keepdims=True)
-    fraction, exponent = jnp.frexp(total)  # total = fraction 2^exponent, in [1/2, 1)
-    shift = exponent - (fraction == 0.5)
-    weights = jnp.ldexp(powers, jnp.broadcast_to(-shift, powers.shape))
-    weights = jnp.where(r > -126, weights, 0)
-    return weights, powers / total
+    # ceil(log2 total) halvings, because 1 <= total <= N: one for every 2^k below it.
+    halvings = (
+        jnp.where(total > 2.0**k, 0.5, 1.0).astype(r.dtype)
+        for k in range(math.ceil(math.log2(r.shape[-1])))
+    )
+    weights = math.prod(halvings, start=powers)
+    return jnp.where(r > -126, weights, 0), powers, total
+
+
+def _power_of_two(r: jax.Array) -> jax.Array:
+    """2^r of whole r in [-126, 0], exact on every backend, which jnp.exp2 is not."""
+    down = (-r).astype(jnp.int32)
+    bits = (
+        jnp.where((down >> i) & 1 == 1, 2.0 ** -(2**i), 1.0).astype(r.dtype)
+        for i in range(7)
+    )
+    return math.prod(bits, start=jnp.ones_like(r))
 
 
 @shiftmax.defjvp
 def _shiftmax_jvp(primals, tangents):
     (scores,), (change,) = primals, tangents
-    weights, share = _shiftmax(scores)
+    weights, powers, total = _shiftmax(scores)
     change = change.astype(weights.dtype)
-    mean = (share * change).sum(-1, keepdims=True)
+    mean = (powers / total * change).sum(-1, keepdims=True)
     return weights, math.log(2) * weights * (change - mean)
 
 

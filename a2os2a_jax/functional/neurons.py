@@ -48,7 +48,7 @@ class TernaryState(NamedTuple):
 
 
 class GuoState(NamedTuple):
-    """v [...]: membrane potential after the reset; the neuron fires at 1/2."""
+    """v [...]: membrane potential after the reset, in the units of the threshold."""
 
     v: jax.Array
 
@@ -127,8 +127,11 @@ def charge(
 
 
 def _magnitude(s):
-    """|s| with slope 0 at 0, as in the public code; jnp.abs has slope 1 there."""
-    return s * jnp.sign(s)
+    """|s| with slope 0 at 0, as in the public code; jnp.abs has slope 1 there.
+
+    No product, so that whoever follows intervals sees {0, 1}.
+    """
+    return jnp.where(s == 0, 0, jnp.abs(s))
 
 
 def _reset(h, s, fired, *, v_th, v_reset, soft_reset, detach_reset):
@@ -242,22 +245,31 @@ def ternary_step(
     return TernaryState(_reset(h, s, fired, detach_reset=detach_reset, **how)), s
 
 
-def _ternary_half(u):
-    return jnp.sign(u) * (jnp.abs(u) >= 0.5)
+@functools.cache
+def _guo(form: str, threshold: float) -> surrogate.SpikeFn:
+    def ternary(u):
+        return jnp.sign(u) * (jnp.abs(u) >= threshold)
 
+    def binary(u):
+        return (u > threshold).astype(u.dtype)
 
-def _binary_half(u):
-    return (u > 0.5).astype(u.dtype)
-
-
-_GUO = {
-    "ternary": surrogate.from_curve(surrogate.clamp(-1, 1), _ternary_half),
-    "binary": surrogate.from_curve(surrogate.clamp(0, 1), _binary_half),
-}
+    if form == "ternary":
+        low, step = -1, ternary
+    elif form == "binary":
+        low, step = 0, binary
+    else:
+        raise ValueError(f"guo_step: form is {form!r}, expected 'binary' or 'ternary'")
+    limited = surrogate.clamp(low, 1)
+    return surrogate.from_curve(lambda u: limited(u / (2 * threshold)), step)
 
 
 def guo_step(
-    state: GuoState, current: jax.Array, *, form: str = "binary", decay: float = 0.25
+    state: GuoState,
+    current: jax.Array,
+    *,
+    form: str = "binary",
+    decay: float = 0.25,
+    threshold: float = 0.5,
 ) -> tuple[GuoState, jax.Array]:
     """One timestep of the first author's earlier neuron, ternary or binary.
 
@@ -268,23 +280,26 @@ def guo_step(
 
     The slope is 1 at the edges too. The ternary form fires at equality, the binary form
     does not. The trainable amplitude of the original is a scale of the next weights.
+    Another threshold is another unit of u: 2 threshold in place of 1 throughout.
 
     Args:
       state: v [...].
       current: [...] input x[t], of the shape of state.v.
       form: "binary" or "ternary".
       decay: what is left of the membrane after a step, 0 to 1.
+      threshold: > 0, in the units of u.
     Returns:
       (state, spikes), spikes [...] in {0, 1} or {-1, 0, 1}.
     Raises:
-      ValueError: shapes differ, an unknown form.
+      ValueError: shapes differ, an unknown form, threshold <= 0.
     Source: Guo et al., Ternary Spike, AAAI 2024, arXiv:2312.06372, public code.
     """
     _check("guo_step", state, current)
-    if form not in _GUO:
-        raise ValueError(f"guo_step: form is {form!r}, expected 'binary' or 'ternary'")
+    if not threshold > 0:
+        raise ValueError(f"guo_step: threshold is {threshold}, expected > 0")
+    spike = _guo(form, threshold)
     u = decay * state.v + current.astype(state.v.dtype)
-    s = _GUO[form](u)
+    s = spike(u)
     fired = _magnitude(s) if form == "ternary" else s
     return GuoState(u * (1 - fired)), s
 

@@ -2,14 +2,15 @@
 
 A family is a table of module names. What a leaf is called, and how its axes lie,
 follows from its module: Linear [out, in] and Conv2d [out, in, h, w] become kernels [in,
-out] and [h, w, in, out]; a norm's weight is our scale. Every key is used, or the load
+out] and [h, w, in, out], where a convolution of one pixel is a linear map; a norm's
+weight is our scale. Every key is used, or named as unused by its family, or the load
 fails.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,8 +20,20 @@ from flax import traverse_util
 
 from a2os2a_jax.models import build
 
-# (module in the state dict, our module), regular expression and replacement. Neurons
-# have no weights; their names are here so that recorded spikes can be compared too.
+
+class Family(NamedTuple):
+    """modules: (module in the state dict, our module), regular expression and
+    replacement, which may be a function of the match. Neurons have no weights; their
+    names are here so that recorded spikes can be compared too.
+    stem: key of the first convolution. unused: keys (regular expression) of weights
+    that the public forward never reads.
+    """
+
+    modules: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
+    stem: str
+    unused: str = r"(?!)"
+
+
 _COLUMNAR = (
     (r"stem\.conv\.(\d)", r"stem/conv_\1"),
     (r"stem\.bn\.(\d)", r"stem/bn_\1"),
@@ -37,7 +50,45 @@ _COLUMNAR = (
     (r"blocks\.(\d+)\.mlp\.fc1_lif", r"block_\1/mlp/fc1_neuron"),
     (r"blocks\.(\d+)\.out_lif", r"block_\1/out_neuron"),
 )
-FAMILIES = {"columnar": _COLUMNAR}
+
+
+def _before(match: re.Match) -> str:
+    """The neuron in front of a block is the last one of the block before it."""
+    block = int(match[1])
+    return f"block_{block - 1}/out_neuron" if block else "stem_neuron"
+
+
+# Source: BICLab/Spike-Driven-Transformer, commit 3faa822.
+_SPIKE_DRIVEN = (
+    (r"patch_embed\.proj_(conv|bn)", r"stem/\1_0"),
+    (r"patch_embed\.proj_(conv|bn)([123])", r"stem/\1_\2"),
+    (r"patch_embed\.(rpe_conv|rpe_bn)", r"stem/\1"),
+    (r"block\.(\d+)\.attn\.([qkv]|proj)_conv", r"block_\1/attention/\2_linear"),
+    (r"block\.(\d+)\.attn\.([qkv]|proj)_bn", r"block_\1/attention/\2_bn"),
+    (r"block\.(\d+)\.mlp\.(fc[12])_conv", r"block_\1/mlp/\2_linear"),
+    (r"block\.(\d+)\.mlp\.(fc[12])_bn", r"block_\1/mlp/\2_bn"),
+    (r"head", r"head"),
+    (r"patch_embed\.proj_lif", r"stem/neuron_0"),
+    (r"patch_embed\.proj_lif([12])", r"stem/neuron_\1"),
+    (r"patch_embed\.proj_lif3", r"stem/rpe_neuron"),
+    (r"block\.(\d+)\.attn\.shortcut_lif", _before),
+    (r"block\.(\d+)\.attn\.([qkv])_lif", r"block_\1/attention/\2_neuron"),
+    (
+        r"block\.(\d+)\.attn\.talking_heads_lif",
+        r"block_\1/attention/attention_neuron",
+    ),
+    (r"block\.(\d+)\.mlp\.fc1_lif", r"block_\1/mid_neuron"),
+    (r"block\.(\d+)\.mlp\.fc2_lif", r"block_\1/mlp/fc1_neuron"),
+    (r"head_lif", r"head_neuron"),
+)
+FAMILIES = {
+    "columnar": Family(_COLUMNAR, "stem.conv.0.weight"),
+    "spike_driven": Family(
+        _SPIKE_DRIVEN,
+        "patch_embed.proj_conv.weight",
+        r"block\.\d+\.attn\.talking_heads\.weight",
+    ),
+}
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 _COUNTER = "num_batches_tracked"  # nothing here needs it
 
@@ -48,9 +99,9 @@ def module_path(name: str, family: str) -> str:
     Raises:
       ValueError: the family's table has no such module.
     """
-    for pattern, ours in FAMILIES[family]:
+    for pattern, ours in FAMILIES[family].modules:
         if match := re.fullmatch(pattern, name):
-            return match.expand(ours)
+            return ours(match) if callable(ours) else match.expand(ours)
     raise ValueError(f"torch_weights: {family} has no module named {name!r}")
 
 
@@ -69,16 +120,25 @@ def _place(key: str, ndim: int, family: str) -> tuple[str, ...]:
     return ("params", *path, leaf)
 
 
+def _unused(key: str, family: str) -> bool:
+    pattern = FAMILIES[family].unused
+    return key.endswith(_COUNTER) or re.fullmatch(pattern, key) is not None
+
+
 def _to_ours(array: np.ndarray) -> np.ndarray:
+    if array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     return array.T if array.ndim == 2 else array
 
 
-def _to_torch(array: np.ndarray) -> np.ndarray:
+def _to_torch(array: np.ndarray, ndim: int) -> np.ndarray:
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
-    return array.T if array.ndim == 2 else array
+    if array.ndim == 2:
+        return array.T.reshape(*array.T.shape, *(1,) * (ndim - 2))
+    return array
 
 
 def to_variables(
@@ -92,7 +152,7 @@ def to_variables(
     """
     flat = {}
     for key, value in state_dict.items():
-        if key.endswith(_COUNTER):
+        if _unused(key, family):
             continue
         value = np.asarray(value)
         flat[_place(key, value.ndim, family)] = jnp.asarray(_to_ours(value), dtype)
@@ -112,14 +172,14 @@ def from_variables(
     flat = traverse_util.flatten_dict(dict(variables))
     out = {}
     for key, value in like.items():
-        if key.endswith(_COUNTER):
+        if _unused(key, family):
             continue
         place = _place(key, np.ndim(value), family)
         if place not in flat:
             raise ValueError(
                 f"torch_weights: {'/'.join(place)} is not in the variables"
             )
-        out[key] = _to_torch(np.asarray(flat[place]))
+        out[key] = _to_torch(np.asarray(flat[place]), np.ndim(value))
     return out
 
 
@@ -163,11 +223,11 @@ def load(
         build_options["neuron"] = neuron | {"surrogate": surrogate}
     wide = jnp.promote_types(dtype, jnp.float32)
     variables = to_variables(state_dict, family, wide)
-    depth = 1 + max(
-        (int(m[1]) for k in state_dict if (m := re.match(r"blocks\.(\d+)\.", k))),
-        default=-1,
-    )
-    for key in ("head.weight", "stem.conv.0.weight"):  # the sizes are read from these
+    names = variables.get("params", {})
+    blocks = (re.fullmatch(r"block_(\d+)", name) for name in names)
+    depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
+    stem = FAMILIES[family].stem
+    for key in ("head.weight", stem):  # the sizes are read from these
         if key not in state_dict:
             raise ValueError(f"torch_weights: missing {key!r}")
     classes, dim = state_dict["head.weight"].shape
@@ -175,7 +235,7 @@ def load(
         family,
         f"{depth}-{dim}",
         num_classes=classes,
-        in_channels=state_dict["stem.conv.0.weight"].shape[1],
+        in_channels=state_dict[stem].shape[1],
         dtype=dtype,
         **build_options,
     )

@@ -1,4 +1,4 @@
-"""The single-resolution spiking transformer of the paper."""
+"""The single-resolution spiking transformer: the paper's, and its forerunner."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,10 +11,11 @@ from a2os2a_jax.functional import spikes
 from a2os2a_jax.modules import attention as attentions
 from a2os2a_jax.modules import neuron
 from a2os2a_jax.modules.block import Block
+from a2os2a_jax.modules.head import FoldedHead
 from a2os2a_jax.modules.linear import linear
 from a2os2a_jax.modules.stem import SPS, Tokens
 
-READOUTS = ("mean", "query")
+READOUTS = ("mean", "query", "membrane")
 
 
 class Columnar(nn.Module):
@@ -24,10 +25,17 @@ class Columnar(nn.Module):
         logits[t] = Linear(mean of S_L[t] over tokens), logits = mean over t
 
     readout "query": the head reads the last token in place of the mean over tokens.
+    readout "membrane": it reads SN(mean of U_L[t] over tokens), one neuron a channel;
+    S_L has no reader then, and is not computed.
     drop_path: of the last block, see `Block`; block l of L, from 1, has l / L of it.
+    folded: None, or as `models.fold` makes it for inference, without BN, scales and
+    means: the order of the head, "spikes", "counts" or "bits". tokens: the N that such
+    a head stands for, where the model does not tell it.
     Spikes are sown in the collection "spikes", and only there; what the head reads, its
     mean over time [B, D], in "features".
-    Source: Guo et al. 2025, arXiv:2503.00226, eq. 14-17.
+    Source: Guo et al. 2025, arXiv:2503.00226, eq. 14-17; Yao et al. 2023 (Spike-Driven
+      Transformer), arXiv:2307.01694, the same skeleton with the readout "membrane" and
+      attention "sdsa".
     """
 
     depth: int
@@ -47,6 +55,8 @@ class Columnar(nn.Module):
     remat: bool
     dtype: Any
     drop_path: float = 0.0
+    folded: str | None = None
+    tokens: int | None = None
 
     @nn.compact
     def __call__(
@@ -66,14 +76,18 @@ class Columnar(nn.Module):
           second over T.
         Raises:
           ValueError: images of another shape than the model was built for, or a
-            sequence of no frames.
+            sequence of no frames; of a folded model also train, and without per_step
+            a sequence of another length than `timesteps`.
         """
         x, repeats = self._with_time(images)
         dtype = self.dtype
+        folded = self.folded is not None
+        if folded:
+            self._check_folded(x, repeats, train, per_step)
         if self.stem == "sps":
-            stem = SPS(self.dim, self.pool, self.neuron, dtype, name="stem")
+            stem = SPS(self.dim, self.pool, self.neuron, dtype, folded, name="stem")
         else:
-            stem = Tokens(self.dim, dtype, name="stem")
+            stem = Tokens(self.dim, dtype, folded, name="stem")
         u = stem(x.astype(dtype), train, repeats)
         s = neuron.make("binary", self.neuron, dtype=dtype, name="stem_neuron")(u)
         block = Block
@@ -89,14 +103,46 @@ class Columnar(nn.Module):
                 mlp_ratio=self.mlp_ratio,
                 dtype=dtype,
                 drop_path=self.drop_path * (i + 1) / self.depth,
+                fires=self.readout != "membrane" or i + 1 < self.depth,
+                folded=folded,
                 name=f"block_{i}",
             )(s, u, train)
-        s = s.astype(jnp.promote_types(dtype, jnp.float32))
-        features = s.mean(2) if self.readout == "mean" else s[:, :, -1]
+        s = self._read(s, u)
+        wide = s.dtype
         if self.is_mutable_collection("features") and not self.is_initializing():
-            self.sow("features", "out", features.mean(1))  # [B, D], what the head reads
-        head = linear(self.num_classes, bias=True, dtype=features.dtype, name="head")
+            self.sow("features", "out", s.mean((1, 2)))  # [B, D], what the head reads
+        if folded:
+            how = dict(order=self.folded, timesteps=self.timesteps, dtype=wide)
+            return FoldedHead(self.num_classes, **how, name="head")(s, per_step)
+        features = s.mean(2)
+        head = linear(self.num_classes, bias=True, dtype=wide, name="head")
         return head(features if per_step else features.mean(1))
+
+    def _read(self, s: jax.Array | None, u: jax.Array) -> jax.Array:
+        """The spikes that the head reads, [B, T, N or 1, D], float32 at least."""
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        if self.readout == "membrane":
+            # N times the mean, and a neuron of N times the threshold, are a sum.
+            unit = u.shape[2] if self.folded is not None else 1.0
+            u = u.mean(2) if self.folded is None else u.sum(2)
+            how = dict(dtype=self.dtype, unit=unit, name="head_neuron")
+            return neuron.make("binary", self.neuron, **how)(u).astype(wide)[:, :, None]
+        return (s if self.readout == "mean" else s[:, :, -1:]).astype(wide)
+
+    def _check_folded(self, x, repeats: int, train: bool, per_step: bool) -> None:
+        if train:
+            raise ValueError("folded model: got train=True, expected False: no BN left")
+        steps = x.shape[1] * repeats
+        if steps != self.timesteps and not per_step:
+            raise ValueError(
+                f"folded model: got {steps} frames, expected timesteps = "
+                f"{self.timesteps}, which its head has been divided by; or per_step"
+            )
+        if self.tokens is not None and x.shape[2] != self.tokens:
+            raise ValueError(
+                f"folded model: got {x.shape[2]} tokens, expected {self.tokens}, which "
+                "its head has been divided by"
+            )
 
     def _with_time(self, images: jax.Array) -> tuple[jax.Array, int]:
         """([B, T or 1, ...], how often one frame is shown)."""

@@ -23,8 +23,21 @@ COLUMNAR = {
     "8-768": (1000, 224, "1111", 66_338_632, 66.34),
     "2-512": (100, 32, "0011", 10_279_588, 10.28),
 }
-MODELS = {"columnar": COLUMNAR}
-LATER = ("spikformer", "spikingformer", "spike_driven", "qkformer", "spikingresformer")
+# Those of the Spike-Driven Transformer, Yao et al. 2023, arXiv:2307.01694: the same
+# shapes of parameters, for both attentions have the same weights.
+SPIKE_DRIVEN = dict(COLUMNAR)
+MODELS = {"columnar": COLUMNAR, "spike_driven": SPIKE_DRIVEN}
+# What a family has where `build` is not told otherwise; the neuron is that of its
+# public code (tau 2 and threshold 1 in both; the sigmoid is that of alpha 4).
+DEFAULTS = {
+    "columnar": dict(attention="a2os2a", readout="mean", neuron=dict(neurons.DEFAULTS)),
+    "spike_driven": dict(
+        attention="sdsa",
+        readout="membrane",
+        neuron=neurons.DEFAULTS | dict(decay_input=True, surrogate="sigmoid"),
+    ),
+}
+LATER = ("spikformer", "spikingformer", "qkformer", "spikingresformer")
 STEMS = ("sps", "tokens")
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -39,12 +52,12 @@ def build(
     timesteps: int = 4,
     heads: int | None = None,
     pool: str | None = None,
-    attention: str | Mapping[str, Any] = "a2os2a",
+    attention: str | Mapping[str, Any] | None = None,
     neuron: Mapping[str, Any] | None = None,
     shortcut: str = "full",
     dtype: Any = jnp.float32,
     stem: str = "sps",
-    readout: str = "mean",
+    readout: str | None = None,
     mlp_ratio: int = 4,
     remat: bool = False,
     drop_path: float = 0.0,
@@ -52,7 +65,8 @@ def build(
     """A model by name and size; nothing is computed yet.
 
     Args:
-      name: "columnar".
+      name: "columnar", or "spike_driven", which is the same skeleton with defaults of
+        its own (DEFAULTS): attention "sdsa", readout "membrane", decayed input.
       variant: "depth-dim", for example "2-512"; any numbers.
       num_classes: width of the head.
       image_size: height = width of the images, in pixels; None with the stem `tokens`.
@@ -61,16 +75,19 @@ def build(
       heads: attention heads; 8 by default.
       pool: four characters, "1" where a stem stage halves the image; "1111" by default
         from 64 pixels on, else "0011".
-      attention: a kind ("a2os2a", "vssa"; controls "frozen_qk", "frozen_v", "uniform",
-        "v_only", "none") or a mapping with kind and options: order, k, v, scale,
-        normalise, v_th, k_gain, freeze, projection; see `modules.attention.UNSET`.
+      attention: a kind ("a2os2a", "vssa", "sdsa"; controls "frozen_qk", "frozen_v",
+        "uniform", "v_only", "none") or a mapping with kind and options: order, k, v,
+        scale, normalise, v_th, k_gain, freeze, projection; see
+        `modules.attention.UNSET`. None, and a mapping without a kind, is the family's.
       neuron: rule ("paper", "guo"), tau, v_th, decay_input, surrogate, v_reset,
-        soft_reset, detach_reset, learn_tau; None is the paper's rule.
+        soft_reset, detach_reset, learn_tau; what is None or not there is the family's,
+        or the other rule's.
       shortcut: membrane carried on by a block: "full" U_l, or "attention" U'_l.
       dtype: of the computation: float32, bfloat16 (parameters, statistics and membranes
         stay float32) or float64 (everything is).
       stem: "sps" for images, "tokens" for [B, N, F].
-      readout: the head reads the "mean" over tokens, or the last token, "query".
+      readout: the head reads the "mean" over tokens of the last spikes, those of the
+        last token, "query", or spikes of the mean "membrane"; None is the family's.
       mlp_ratio: hidden width of the MLP over dim.
       remat: recompute blocks in the backward pass from their spikes, to save memory.
       drop_path: chance in training that the last block adds nothing to an example,
@@ -85,8 +102,14 @@ def build(
         later = " (not built yet)" if name in LATER else ""
         raise ValueError(f"model.name: got {name!r}{later}, expected {_or(MODELS)}")
     depth, dim = _depth_dim(variant)
+    own = DEFAULTS[name]
+    attention = {"kind": attention} if isinstance(attention, str) else attention
+    attention = _or_own(attention, {"kind": own["attention"]})
+    if (neuron or {}).get("rule") in (None, own["neuron"]["rule"]):
+        neuron = _or_own(neuron, own["neuron"])
     neuron = neurons.resolve(neuron)
-    if neuron["rule"] == "guo" and not isinstance(attention, str):
+    readout = own["readout"] if readout is None else readout
+    if neuron["rule"] == "guo":
         if attention.get("v_th") is not None:
             raise ValueError(
                 f"attention.v_th: got {attention['v_th']}, expected none with the guo "
@@ -135,6 +158,12 @@ def build(
         dtype=dtype,
         drop_path=drop_path,
     )
+
+
+def _or_own(options: Mapping[str, Any] | None, own: Mapping[str, Any]):
+    """The options, and what the family has for those that are None or not there."""
+    options = dict(options or {})
+    return options | {k: v for k, v in own.items() if options.get(k) is None}
 
 
 def _depth_dim(variant: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A2OS2A, VSSA, what lies between them and controls, as one Flax module."""
+"""A2OS2A, VSSA, what lies between them, SDSA and controls, as one Flax module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +29,9 @@ _OF_V = dict(v="ternary", v_th=None, freeze=None, projection=True)
 KINDS: dict[str, dict[str, Any]] = {  # the options a kind has, with its own choice
     "a2os2a": _A2OS2A,
     "vssa": UNSET | dict(k="binary", v="binary", scale=0.125, v_th=0.5),
+    "sdsa": dict(
+        k="binary", v="binary", v_th=0.5, k_gain=1.0, freeze=None, projection=True
+    ),
     # controls: what is left when Q and K do not learn, or V does not, or there are none
     "frozen_qk": _A2OS2A | dict(freeze="qk"),
     "frozen_v": _A2OS2A | dict(freeze="v"),
@@ -36,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {  # the options a kind has, with its own cho
     "v_only": _OF_V,
     "none": {},
 }
-LATER = ("ssa", "sdsa", "dssa", "qk_token")
+LATER = ("ssa", "dssa", "qk_token")
 ALPHABETS = {"k": ("relu", "binary"), "v": ("ternary", "binary")}
 NORMALISE = (*attention.SCALES, "shiftmax")
 SHIFTMAX_V_TH = 0.5  # the product stays within [-1, 1]: 1 would hardly ever be reached
@@ -125,9 +128,15 @@ class SpikingSelfAttention(nn.Module):
                   sum of V over tokens         kind "uniform", no Q and K
                   V                            kind "v_only"
 
+    Kind "sdsa" has a mask instead, BN(Linear(Q ⊙ SN_b(sum of K ⊙ V over tokens))), K
+    and V binary, with a neuron of [B, T, 1, D]; the public code's max-pools for event
+    cameras (dvs=True) are not built.
+
     Q, K, V without bias in front of their BN, the projection with one; without
-    `projection` the spikes of SN_b(product) are handed on. `options` as `resolve` gives
-    them. Source: Guo et al. 2025, arXiv:2503.00226.
+    `projection` the spikes in front of it are handed on. `options` as `resolve` gives
+    them. folded: no bias but the norms', and the scale is in the threshold of SN_b
+    (`models.fold`). Source: Guo et al. 2025, arXiv:2503.00226; Yao et al. 2023,
+    arXiv:2307.01694, for "sdsa".
     """
 
     dim: int
@@ -135,6 +144,7 @@ class SpikingSelfAttention(nn.Module):
     options: Mapping[str, Any]
     neuron: Mapping[str, Any]
     dtype: Any
+    folded: bool = False
 
     @nn.compact
     def __call__(self, s: jax.Array, train: bool) -> jax.Array:
@@ -149,36 +159,55 @@ class SpikingSelfAttention(nn.Module):
                 k = self._spikes("k", "binary", k)
             k = self._heads(k)
         v = self._heads(self._spikes("v", o["v"], self._project("v", s, train)))
-        if compares:
-            product = self._product(q, k, v)
-        elif o["kind"] == "uniform":
-            wide = param_dtype(self.dtype)
-            product = jnp.broadcast_to(v.sum(-3, wide, keepdims=True), v.shape)
+        if o["kind"] == "sdsa":
+            a = attention.sdsa(q, k, v, self._fire).reshape(s.shape)
         else:
-            product = v.astype(param_dtype(self.dtype))
-        own = {} if o["v_th"] is None else {"v_th": o["v_th"]}
-        a = self._spikes("attention", "binary", product.reshape(s.shape), **own)
+            scale = self._scale(tokens=v.shape[-3])
+            unit = 1 / scale if self.folded and scale else 1.0
+            own = None if self.folded else scale
+            product = self._product(q, k, v, own) if compares else self._of_v(v)
+            a = self._fire(product, unit).reshape(s.shape)
         if not o["projection"]:
             return a.astype(param_dtype(self.dtype))
-        a = linear(self.dim, bias=True, dtype=self.dtype, name="proj_linear")(a)
+        how = dict(bias=not self.folded, dtype=self.dtype)
+        a = linear(self.dim, **how, name="proj_linear")(a)
         return self._norm("proj")(a, train)
+
+    def _fire(self, product: jax.Array, unit: float = 1.0) -> jax.Array:
+        """The attention's neuron, [B, T, N, heads, d] to spikes of that shape."""
+        v_th = self.options["v_th"]
+        own = {} if v_th is None else {"v_th": v_th}
+        own |= {} if unit == 1 else {"unit": unit}
+        x = product.reshape(*product.shape[:-2], self.dim)
+        return self._heads(self._spikes("attention", "binary", x, **own))
+
+    def _of_v(self, v: jax.Array) -> jax.Array:
+        wide = param_dtype(self.dtype)
+        if self.options["kind"] == "uniform":
+            return jnp.broadcast_to(v.sum(-3, wide, keepdims=True), v.shape)
+        return v.astype(wide)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, self.dim // self.heads)
 
-    def _product(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def _scale(self, tokens: int) -> float | None:
+        """What the product is multiplied with; None is nothing."""
+        normalise = self.options.get("normalise")
+        if normalise in attention.SCALES:
+            return attention.token_scale(normalise, tokens)
+        return self.options.get("scale")
+
+    def _product(self, q, k, v, scale: float | None) -> jax.Array:
         o = self.options
         if o["normalise"] == "shiftmax":
             return attention.shift_attention(q, k, v)
-        scale = o["scale"]
-        if o["normalise"]:
-            scale = attention.token_scale(o["normalise"], k.shape[-3])
         if scale is None:
             return attention.a2os2a(q, k, v, o["order"])
         return attention.ssa(q, k, v, scale, o["order"])
 
     def _norm(self, name: str, gain: float = 1.0) -> BatchNorm:
-        return BatchNorm(gain, param_dtype=param_dtype(self.dtype), name=f"{name}_bn")
+        how = dict(param_dtype=param_dtype(self.dtype), folded=self.folded)
+        return BatchNorm(gain, **how, name=f"{name}_bn")
 
     def _project(self, name, s, train, gain=1.0):
         still = name in (self.options["freeze"] or "")

@@ -23,13 +23,15 @@ class MLP(nn.Module):
     hidden: int
     neuron: Mapping[str, Any]
     dtype: Any
+    folded: bool = False
 
     @nn.compact
     def __call__(self, s: jax.Array, train: bool) -> jax.Array:
         def layer(name, features, x):
-            x = linear(features, bias=True, dtype=self.dtype, name=f"{name}_linear")(x)
-            norm = BatchNorm(param_dtype=param_dtype(self.dtype), name=f"{name}_bn")
-            return norm(x, train)
+            how = dict(bias=not self.folded, dtype=self.dtype)
+            x = linear(features, **how, name=f"{name}_linear")(x)
+            how = dict(param_dtype=param_dtype(self.dtype), folded=self.folded)
+            return BatchNorm(**how, name=f"{name}_bn")(x, train)
 
         x = layer("fc1", self.hidden, s)
         x = neuron.make("binary", self.neuron, dtype=self.dtype, name="fc1_neuron")(x)
@@ -47,8 +49,11 @@ class Block(nn.Module):
 
     drop_path: in training, chance that attention, and again that the MLP, adds nothing
     to an example, at all its steps; else it adds 1 / (1 - drop_path) times as much.
-    Draws from the rng "drop_path". Source: Guo et al. 2025, arXiv:2503.00226, which
-    leaves the second U open; Huang et al. 2016, arXiv:1603.09382, for the dropping.
+    Draws from the rng "drop_path".
+    fires: False where nobody reads S: there is no neuron then, and the block gives
+    (None, MLP(S') + U') with either shortcut.
+    Source: Guo et al. 2025, arXiv:2503.00226, which leaves the second U open; Huang et
+    al. 2016, arXiv:1603.09382, for the dropping.
     """
 
     dim: int
@@ -59,6 +64,8 @@ class Block(nn.Module):
     mlp_ratio: int
     dtype: Any
     drop_path: float = 0.0
+    fires: bool = True
+    folded: bool = False
 
     @nn.compact
     def __call__(self, s: jax.Array, u: jax.Array, train: bool):
@@ -75,11 +82,15 @@ class Block(nn.Module):
                 options=self.attention,
                 neuron=self.neuron,
                 dtype=self.dtype,
+                folded=self.folded,
                 name="attention",
             )(s, train)
             u = u + drop(attended)
         s = neuron.make("binary", self.neuron, dtype=self.dtype, name="mid_neuron")(u)
-        mlp = MLP(self.mlp_ratio * self.dim, self.neuron, self.dtype, name="mlp")
+        how = dict(neuron=self.neuron, dtype=self.dtype, folded=self.folded)
+        mlp = MLP(self.mlp_ratio * self.dim, **how, name="mlp")
         out = drop(mlp(s, train)) + u
+        if not self.fires:
+            return None, out
         s = neuron.make("binary", self.neuron, dtype=self.dtype, name="out_neuron")(out)
         return s, (out if self.shortcut == "full" else u)

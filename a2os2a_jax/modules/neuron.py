@@ -150,15 +150,21 @@ class Guo(Neuron):
 
     form: str = "binary"
     decay: float = 0.25
+    threshold: float = 0.5
 
     @property
     def kind(self):
         return self.form
 
     def dynamics(self):
-        step = functools.partial(neurons.guo_step, form=self.form, decay=self.decay)
+        how = dict(form=self.form, decay=self.decay, threshold=self.threshold)
+        step = functools.partial(neurons.guo_step, **how)
         size = jnp.abs if self.form == "ternary" else (lambda u: u)
-        return neurons.guo_init, step, lambda v, x: size(self.decay * v + x) - 0.5
+
+        def distance(v, x):
+            return size(self.decay * v + x) - self.threshold
+
+        return neurons.guo_init, step, distance
 
 
 class Integer(Neuron):
@@ -224,15 +230,26 @@ def resolve(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return full
 
 
-def make(form: str, options: Mapping[str, Any] | None, *, dtype=None, name=None, **own):
+def make(
+    form: str,
+    options: Mapping[str, Any] | None,
+    *,
+    dtype=None,
+    name=None,
+    unit: float = 1.0,
+    **own,
+):
     """The neuron of `form` ("binary" or "ternary") that the options name.
 
     `own` overrides the options for this one neuron (the threshold of VSSA's); the guo
-    rule has its threshold fixed and passes over it.
+    rule has its threshold fixed and passes over it. unit: v_th and v_reset (or guo's
+    threshold) times this, for an input that is so many times what the options mean.
     """
     options = resolve(options)
     rule = options.pop("rule")
     if rule == "guo":
-        return Guo(form=form, dtype=dtype, name=name)
+        return Guo(form=form, threshold=0.5 * unit, dtype=dtype, name=name)
     cls = {"binary": LIF, "ternary": Ternary}[form]
-    return cls(**(options | own), dtype=dtype, name=name)
+    full = options | own
+    full |= {key: full[key] * unit for key in ("v_th", "v_reset")}
+    return cls(**full, dtype=dtype, name=name)

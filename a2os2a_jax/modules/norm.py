@@ -15,6 +15,7 @@ class BatchNorm(nn.Module):
     also the dtype of y: it goes onto a membrane.
 
     gain: initial gain. momentum: share of the old running value that is kept.
+    folded: y = x + bias, for the weights in front of it hold the rest (`models.fold`).
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
 
@@ -22,6 +23,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     eps: float = 1e-5
     param_dtype: jnp.dtype = jnp.float32
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, repeats: int = 1) -> jax.Array:
@@ -31,8 +33,11 @@ class BatchNorm(nn.Module):
         and n of the unbiased variance is T times larger.
         """
         shape, make = x.shape[-1:], nn.initializers.constant
-        scale = self.param("scale", make(self.gain), shape, self.param_dtype)
         bias = self.param("bias", make(0.0), shape, self.param_dtype)
+        if self.folded:
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            return x + _like(bias, x)
+        scale = self.param("scale", make(self.gain), shape, self.param_dtype)
         ra_mean = self.variable(
             "batch_stats", "mean", jnp.zeros, shape, self.param_dtype
         )

@@ -39,13 +39,15 @@ class SPS(nn.Module):
     pool: str
     neuron: Mapping[str, Any]
     dtype: Any
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, repeats: int = 1) -> jax.Array:
         """x [B, T, H, W, C], or [B, 1, H, W, C] standing for `repeats` steps."""
 
         def norm(name):
-            return BatchNorm(param_dtype=param_dtype(self.dtype), name=name)
+            dtype = param_dtype(self.dtype)
+            return BatchNorm(param_dtype=dtype, folded=self.folded, name=name)
 
         def fire(name, x):
             return neuron.make("binary", self.neuron, dtype=self.dtype, name=name)(x)
@@ -73,10 +75,12 @@ class Tokens(nn.Module):
 
     dim: int
     dtype: Any
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, repeats: int = 1) -> jax.Array:
         """x [B, T, N, F], or [B, 1, N, F] standing for `repeats` steps."""
         x = linear(self.dim, bias=False, dtype=self.dtype, name="linear")(x)
-        x = BatchNorm(param_dtype=param_dtype(self.dtype), name="bn")(x, train, repeats)
+        how = dict(param_dtype=param_dtype(self.dtype), folded=self.folded)
+        x = BatchNorm(**how, name="bn")(x, train, repeats)
         return over_time(x, repeats)

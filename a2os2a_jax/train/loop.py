@@ -101,7 +101,7 @@ def run(
         loggers.append(metrics.JsonLines(log_path))
         board = metrics.tensorboard_or_none(workdir / "tensorboard", start)
         loggers += [board] if board else []
-    m, kind = config.model, jax.devices()[0].device_kind
+    m, kind = configs.filled(config).model, jax.devices()[0].device_kind
     progress.message(
         f"{m.name} {m.variant}, {m.attention.kind}, T = {m.timesteps}: "
         f"{parameters:,} parameters; {parts.dataset.name}: "

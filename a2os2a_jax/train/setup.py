@@ -79,6 +79,7 @@ def prepare(config: ConfigDict) -> Parts:
       ValueError: names the key, what was got and what was expected.
     """
     configs.check(config)
+    config = configs.filled(config)
     d, m, o, t = config.data, config.model, config.optim, config.train
     names = ("channels", "pairs", "slice_by", "fit", "corrupt", "area", "workers")
     names += ("resident_gib",)

@@ -242,6 +242,42 @@ def test_auto_counts_queries_and_keys():
     assert attention.resolve_order("auto", 100, 100, 10) == "q_kv"
 
 
+# --- SDSA -----------------------------------------------------------------------------
+
+
+def test_sdsa_by_loops():
+    q, k, v = (np.abs(x) for x in draw((2, 5, 2, 3)))
+    seen = []
+
+    def fire(sums):
+        seen.append(sums)
+        return (sums >= 2).astype(sums.dtype)
+
+    got = attention.sdsa(q, np.minimum(k, 1), v, fire)
+    want = np.zeros(q.shape)
+    for at, q1, k1, v1 in heads(q, np.minimum(k, 1), v):
+        for j in range(3):
+            count = sum(k1[n, j] * v1[n, j] for n in range(5))
+            want[at][:, j] = q1[:, j] * (count >= 2)
+    np.testing.assert_array_equal(got, want)
+    assert seen[0].shape == (2, 1, 2, 3) and 0.05 < got.mean() < 0.6
+
+
+def test_sdsa_counts_in_float32_and_returns_spikes_of_the_querys_dtype():
+    ones = jnp.ones((257, 1, 1), jnp.bfloat16)  # 257 cannot be held in bfloat16
+    seen = []
+    out = attention.sdsa(ones, ones, ones, lambda s: seen.append(s) or s * 0 + 1)
+    assert (out.dtype, seen[0].dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_array_equal(seen[0], [[[257]]])
+    np.testing.assert_array_equal(out, np.ones((257, 1, 1)))
+
+
+def test_sdsa_refuses_shapes_that_do_not_fit():
+    q, k = jnp.zeros((2, 6, 3, 4)), jnp.zeros((2, 5, 3, 4))
+    with pytest.raises(ValueError, match=r"sdsa: .*\(2, 6, 3, 4\).*\(2, 5, 3, 4\)"):
+        attention.sdsa(q, k, q, lambda s: s)
+
+
 # --- scales and Shiftmax --------------------------------------------------------------
 
 
@@ -275,6 +311,31 @@ def test_shiftmax_gives_powers_of_two_that_sum_to_at_most_one(dtype):
     assert (mantissa == 0.5).all()
     total = np.asarray(weights).sum(-1)
     assert (total >= 0.5).all() and (total <= 1).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 33, 64, 65])
+def test_shiftmax_is_exact_down_to_the_smallest_power(n):
+    """Against numpy's ldexp and frexp, which move exponents."""
+    rows = np.random.default_rng(n).integers(-12, 3, (300, n)).astype(np.float32)
+    rows[:128] = -200  # one weight and one other: sums as any order gives them
+    rows[:128, 0] = np.arange(0, -128, -1)
+    rows[:128, n // 2] = 0
+    r = np.maximum(rows - rows.max(-1, keepdims=True), -126).astype(int)
+    total = np.ldexp(np.float32(1), r).sum(-1, keepdims=True)
+    fraction, exponent = np.frexp(total)
+    want = np.ldexp(1.0, (r - exponent + (fraction == 0.5)).astype(int))
+    # The smallest is left out, and what it would have had below 2^-126.
+    want = np.where((r > -126) & (want >= 2.0**-126), want, 0)
+    got = np.asarray(jax.jit(attention.shiftmax)(rows))
+    np.testing.assert_array_equal(np.where(got >= 2.0**-126, got, 0), want)
+
+
+def test_shiftmax_needs_selects_and_products_with_powers_of_two_alone():
+    text = str(jax.make_jaxpr(lambda x: attention._shiftmax(x)[0])(jnp.zeros((2, 9))))
+    names = set(re.findall(r" = ([a-z_0-9]+)\[?", text))
+    assert "mul" in names and "gt" in names
+    assert not names & {"div", "exp", "exp2", "log", "pow", "integer_pow"}
+    assert "bitcast" not in text
 
 
 def test_shiftmax_has_the_slope_of_a_softmax_with_base_2(x64):

@@ -185,6 +185,35 @@ def test_if_is_lif_without_a_leak():
             np.testing.assert_array_equal(got, expected)
 
 
+def test_the_size_of_a_ternary_spike_is_no_product():
+    """So that {0, 1} follows from {-1, 0, 1} interval by interval."""
+    s = jnp.array([-1.0, 0, 1])
+    np.testing.assert_array_equal(neurons._magnitude(s), [1, 0, 1])
+    slopes = jax.grad(lambda s: neurons._magnitude(s).sum())(s)
+    np.testing.assert_array_equal(slopes, [-1, 0, 1])
+    text = str(jax.make_jaxpr(neurons._magnitude)(s))
+    assert "abs" in text and "mul" not in text
+
+
+@pytest.mark.parametrize("form", ["binary", "ternary"])
+def test_another_threshold_of_guo_is_another_unit(form):
+    x = dyadic(9, 40)
+    init, step = bind("guo", form=form)
+    _, wide = bind("guo", form=form, threshold=4.0)  # 8 times 1/2
+
+    def summed(x, step):
+        return neurons.unroll(step, init, x).sum()
+
+    s, v = walk(step, init((40,)), x)
+    got, potentials = walk(wide, init((40,)), 8 * x)
+    np.testing.assert_array_equal(got, s)
+    np.testing.assert_array_equal(potentials, 8 * np.asarray(v))
+    slope = jax.jit(jax.grad(summed), static_argnums=1)
+    np.testing.assert_allclose(8 * slope(8 * x, wide), slope(x, step), rtol=1e-6)
+    with pytest.raises(ValueError, match="guo_step: threshold is 0, expected > 0"):
+        neurons.guo_step(init((40,)), x[0], threshold=0)
+
+
 @pytest.mark.parametrize("name", ["ternary", "ternary tau 4 soft", "guo ternary"])
 def test_ternary_neurons_know_no_sign(name):
     init, step = NEURONS[name]

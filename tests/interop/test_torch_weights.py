@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,38 @@ from a2os2a_jax.interop import torch_weights
 OPTIONS = dict(image_size=32, heads=3, neuron=dict(decay_input=True))
 QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile
 MODES = ("train", "eval")
-# Recorded outputs of other modules than neurons: theirs, ours.
-OUTPUTS = {
-    "stem": "stem",
-    "blocks.0.attn": "block_0/attention",
-    "blocks.1.attn": "block_1/attention",
+
+
+class Reference(NamedTuple):
+    """options: of `load`. outputs: recorded ones of other modules than neurons, theirs
+    and ours; `eval` has the first alone. spiking, statistics: how many there are."""
+
+    file: str
+    options: dict
+    outputs: dict
+    spiking: int
+    statistics: int
+
+
+REFERENCES = {
+    "columnar": Reference(
+        "a2os2a_cifar_tiny_a",
+        OPTIONS,
+        {
+            "stem": "stem",
+            "blocks.0.attn": "block_0/attention",
+            "blocks.1.attn": "block_1/attention",
+        },
+        spiking=17,
+        statistics=34,
+    ),
+    "spike_driven": Reference(
+        "sdt_cifar_tiny_a",
+        dict(image_size=32, heads=3),  # the neuron is the family's own
+        {"patch_embed": "stem", "block.0": "block_0", "block.1": "block_1"},
+        spiking=19,
+        statistics=34,
+    ),
 }
 
 
@@ -33,10 +61,13 @@ def close(got, want, name=""):
     np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=name)
 
 
-def their_layout(x):
-    """[B, T, N, D] or [B, T, H, W, C] -> [T, B, N, D] or [T, B, C, H, W]."""
+def their_layout(x, want):
+    """[B, T, N, D] or [B, T, H, W, C] as theirs: [T, B, N, D], or channels first, with
+    the image's two axes or heads and what they have."""
     x = np.asarray(x).swapaxes(0, 1)
-    return x.transpose(0, 1, 4, 2, 3) if x.ndim == 5 else x
+    if x.shape == want.shape:
+        return x
+    return np.moveaxis(x, -1, 2).reshape(want.shape)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +82,24 @@ def npz(state_dict, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module", params=REFERENCES)
+def family(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def ours(parity, npz):
+def data(family, parity):
+    return parity(REFERENCES[family].file)
+
+
+@pytest.fixture(scope="module")
+def ours(family, data, tmp_path_factory):
     """{mode: ((loss, (logits, kept)), (gradients, grad_x))} and the variables."""
-    data = parity("a2os2a_cifar_tiny_a")
+    path = tmp_path_factory.mktemp("weights") / "model.npz"
+    np.savez(path, **part(data, "sd/"))
+    how = REFERENCES[family]
     with jax.enable_x64(True):
-        model, variables = torch_weights.load(npz, dtype="float64", **OPTIONS)
+        model, variables = torch_weights.load(path, dtype="float64", **how.options)
         x = jnp.asarray(data["in/x"], jnp.float64).transpose(0, 2, 3, 1)
         labels = jnp.asarray(data["in/target"])
 
@@ -67,7 +110,8 @@ def ours(parity, npz):
                 train=train,
                 mutable=["spikes", "batch_stats", "intermediates"],
                 capture_intermediates=lambda module, method: (
-                    method == "__call__" and "/".join(module.path) in OUTPUTS.values()
+                    method == "__call__"
+                    and "/".join(module.path) in how.outputs.values()
                 ),
             )
             scores = jnp.take_along_axis(
@@ -82,42 +126,45 @@ def ours(parity, npz):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_logits_and_loss(parity, ours, mode):
-    data, ((loss, (logits, _)), _) = parity("a2os2a_cifar_tiny_a"), ours[0][mode]
+def test_logits_and_loss(data, ours, mode):
+    (loss, (logits, _)), _ = ours[0][mode]
     assert np.ptp(data[f"{mode}/out"], axis=0).max() > 1e-2
     close(logits, data[f"{mode}/out"])
     close(loss, data[f"{mode}/loss"])
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_spike(parity, ours, mode):
+def test_every_spike(family, data, ours, mode):
     (_, (_, kept)), _ = ours[0][mode]
     got = traverse_util.flatten_dict(kept["spikes"], sep="/")
-    want = part(parity("a2os2a_cifar_tiny_a"), f"{mode}/spk/")
-    places = {n: torch_weights.module_path(n, "columnar") + "/out" for n in want}
-    assert sorted(places.values()) == sorted(got) and len(got) == 17
+    want = part(data, f"{mode}/spk/")
+    places = {n: torch_weights.module_path(n, family) + "/out" for n in want}
+    assert sorted(places.values()) == sorted(got)
+    assert len(got) == REFERENCES[family].spiking
     for name, s in want.items():
         assert 0.02 < np.mean(s != 0) < 0.7
-        np.testing.assert_array_equal(their_layout(got[places[name]][0]), s, name)
+        np.testing.assert_array_equal(their_layout(got[places[name]][0], s), s, name)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_recorded_outputs_of_modules(parity, ours, mode):
-    data, ((_, (_, kept)), _) = parity("a2os2a_cifar_tiny_a"), ours[0][mode]
+def test_recorded_outputs_of_modules(family, data, ours, mode):
+    outputs, ((_, (_, kept)), _) = REFERENCES[family].outputs, ours[0][mode]
     got = traverse_util.flatten_dict(kept["intermediates"], sep="/")
-    recorded = [name for name in OUTPUTS if f"{mode}/act/{name}" in data]
-    assert recorded == list(OUTPUTS if mode == "train" else ["stem"])
+    recorded = [name for name in outputs if f"{mode}/act/{name}" in data]
+    assert recorded == list(outputs)[: None if mode == "train" else 1]
     for name in recorded:
-        (y,) = got[f"{OUTPUTS[name]}/__call__"]
-        close(their_layout(y), data[f"{mode}/act/{name}"], name)
+        (y,) = got[f"{outputs[name]}/__call__"]
+        want = data[f"{mode}/act/{name}"]
+        membrane = y[1] if isinstance(y, tuple) else y  # a block gives spikes as well
+        close(their_layout(membrane, want), want, name)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_gradient(parity, ours, mode):
-    data, (_, (grads, grad_x)) = parity("a2os2a_cifar_tiny_a"), ours[0][mode]
+def test_every_gradient(family, data, ours, mode):
+    _, (grads, grad_x) = ours[0][mode]
     close(grad_x.transpose(0, 3, 1, 2), data[f"{mode}/grad_x"])
     want = part(data, f"{mode}/grad/")
-    got = torch_weights.from_variables({"params": grads}, want)
+    got = torch_weights.from_variables({"params": grads}, want, family)
     assert set(got) == set(want)
     if mode == "train":
         assert len(want) == len(jax.tree.leaves(grads))
@@ -129,12 +176,15 @@ def test_every_gradient(parity, ours, mode):
             close(got[name], value, name)
 
 
-def test_running_statistics(parity, ours):
+def test_running_statistics(family, data, ours):
     results, variables = ours
-    want = part(parity("a2os2a_cifar_tiny_a"), "train/sd_after/")
+    want = part(data, "train/sd_after/")
     (_, (_, kept)), _ = results["train"]
-    got = torch_weights.from_variables({"batch_stats": kept["batch_stats"]}, want)
-    assert len(got) == len(jax.tree.leaves(kept["batch_stats"])) == 34
+    got = torch_weights.from_variables(
+        {"batch_stats": kept["batch_stats"]}, want, family
+    )
+    assert len(got) == len(jax.tree.leaves(kept["batch_stats"]))
+    assert len(got) == REFERENCES[family].statistics
     for name, value in got.items():
         close(value, want[name], name)
     (_, (_, kept)), _ = results["eval"]
@@ -175,16 +225,37 @@ def test_options_of_the_load(npz):
     assert not paper.neuron["decay_input"] and paper.neuron["surrogate"] == "triangle"
 
 
-def test_there_and_back_changes_nothing(state_dict):
-    variables = torch_weights.to_variables(state_dict)
+def test_there_and_back_changes_nothing(family, data):
+    state_dict = part(data, "sd/")
+    variables = torch_weights.to_variables(state_dict, family)
     assert set(variables) == {"params", "batch_stats"}
-    back = torch_weights.from_variables(variables, state_dict)
+    back = torch_weights.from_variables(variables, state_dict, family)
+    unused = {name for name in state_dict if "talking_heads" in name}
+    assert len(unused) == (2 if family == "spike_driven" else 0)
     counters = {name for name in state_dict if name.endswith("num_batches_tracked")}
-    assert set(back) == set(state_dict) - counters and len(counters) == 17
+    assert set(back) == set(state_dict) - counters - unused and len(counters) == 17
     for name, value in back.items():
         np.testing.assert_array_equal(value, state_dict[name], name)
-    again = torch_weights.to_variables(back)
+    again = torch_weights.to_variables(back, family)
     jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_the_spike_driven_family_is_recognised_with_its_own_rule(parity, tmp_path):
+    state_dict = part(parity("sdt_cifar_tiny_a"), "sd/")
+    np.savez(tmp_path / "model.npz", **state_dict)
+    how = dict(image_size=32, heads=3)
+    model, variables = torch_weights.load(tmp_path / "model.npz", **how)
+    same, _ = torch_weights.load(tmp_path / "model.npz", "spike_driven", **how)
+    assert model == same and (model.depth, model.dim, model.num_classes) == (2, 48, 10)
+    assert (model.attention["kind"], model.readout) == ("sdsa", "membrane")
+    assert model.neuron["decay_input"] and model.neuron["surrogate"] == "sigmoid"
+    kernel = variables["params"]["block_1"]["mlp"]["fc1_linear"]["kernel"]
+    conv = state_dict["block.1.mlp.fc1_conv.weight"]
+    assert kernel.shape == (48, 192) and kernel[3, 100] == conv[100, 3, 0, 0]
+    with pytest.raises(ValueError, match="no module named 'block.0.attn.talking_head"):
+        torch_weights.to_variables(
+            {"block.0.attn.talking_heads.bias": np.zeros(3)}, "spike_driven"
+        )
 
 
 def test_kernels_are_transposed_as_their_layers_want(state_dict):

@@ -47,6 +47,7 @@ class Case:
         self,
         variant="2-32",
         *,
+        family="columnar",
         batch=4,
         tokens=5,
         jitter=0.1,
@@ -57,7 +58,7 @@ class Case:
             options
         )
         self.options = {"num_classes": 10} | options
-        self.model = models.build("columnar", variant, **self.options)
+        self.model = models.build(family, variant, **self.options)
         size, channels = self.model.image_size, self.model.in_channels
         frame = (tokens, channels) if size is None else (size, size, channels)
         draw = np.random.default_rng(0).normal(

@@ -15,6 +15,8 @@ from a2os2a_jax.modules import neuron
 pytestmark = pytest.mark.usefixtures("x64")
 ORDER = np.array([2, 0, 3, 1])
 TOKENS = dict(stem="tokens", image_size=None, in_channels=6, readout="query")
+# The second family. Its decayed input halves the drive, and the threshold follows.
+DRIVEN = dict(variant="1-32", family="spike_driven", neuron=dict(v_th=0.5))
 
 
 def same(got, want):
@@ -37,8 +39,9 @@ def check_permutation(forward, images):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_permuting_the_batch_permutes_the_logits(case, train):
-    model = case()
+@pytest.mark.parametrize("options", [{}, DRIVEN], ids=["columnar", "spike_driven"])
+def test_permuting_the_batch_permutes_the_logits(case, options, train):
+    model = case(**options)
     check_permutation(lambda x: model(x, train=train), model.images)
 
 
@@ -190,6 +193,33 @@ def test_one_step_is_the_first_of_many(case, quick_jit, layers):
         np.testing.assert_array_equal(s, spikes[name][:, :1], err_msg=name)
 
 
+def test_the_membrane_readout_is_a_neuron_on_the_mean_membrane(case, quick_jit):
+    """Of the last block, which has no neuron of its own at its end."""
+    model = case(**DRIVEN)
+    logits, spikes, _ = model(model.images, per_step=True)
+    assert not [name for name in spikes if "out_neuron" in name]
+    head, s = model.variables["params"]["head"], spikes["head_neuron"]
+    assert s.shape == (4, 3, 32) and set(np.unique(s)) == {0, 1}
+    same(logits, s @ np.asarray(head["kernel"]) + np.asarray(head["bias"]))
+    kept = quick_jit(
+        lambda x: model.model.apply(
+            model.variables,
+            x,
+            mutable=["intermediates", "features"],
+            capture_intermediates=lambda module, _: module.name == "block_0",
+        )[1]
+    )(model.images)
+    nothing, u = kept["intermediates"]["block_0"]["__call__"][0]
+    assert nothing is None and u.shape == (4, 3, 4, 32)
+    h = np.asarray(u.mean(2))
+    v = np.zeros_like(h[:, 0])
+    for t in range(3):  # tau 2, threshold 1/2, input decayed, hard reset
+        v = (v + h[:, t]) / 2
+        np.testing.assert_array_equal(v >= 0.5, s[:, t])
+        v = np.where(v >= 0.5, 0, v)
+    same(kept["features"]["out"][0], s.mean(1))
+
+
 @pytest.mark.parametrize("options", [{}, TOKENS], ids=["mean", "query"])
 def test_the_head_reads_the_spikes_it_says(case, options):
     """The mean over tokens, or the last token, which is the query."""
@@ -204,13 +234,17 @@ def test_the_head_reads_the_spikes_it_says(case, options):
 # --- one frame at a time --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, TOKENS], ids=["images", "tokens"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(variant="1-32") | TOKENS, DRIVEN],
+    ids=["images", "tokens", "spike_driven"],
+)
 def test_streaming_is_the_whole_sequence(case, options):
-    model = case("1-32" if options else "2-32", **options)
+    model = case(**options)
     want, _, _ = model(model.images, per_step=True)
     init, step = model.stream
     batch, steps = model.images.shape[:2]
-    state = init(batch, model.images.shape[2] if options else None)
+    state = init(batch, model.images.shape[2] if "stem" in options else None)
     got = []
     for t in range(steps):
         state, logits = step(state, model.images[:, t])

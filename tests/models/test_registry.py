@@ -8,6 +8,7 @@ import pytest
 from flax import traverse_util
 
 from a2os2a_jax import models
+from a2os2a_jax.functional import surrogate
 from a2os2a_jax.models import registry
 
 PUBLISHED = {  # variant: (parameters, options, in millions as the papers print it)
@@ -33,12 +34,14 @@ def count(tree):
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
-def test_published_models_have_their_number_of_parameters(variant):
+@pytest.mark.parametrize("family", registry.MODELS)
+def test_published_models_have_their_number_of_parameters(family, variant):
     number, options, millions = PUBLISHED[variant]
-    model = models.build("columnar", variant, **options)
+    model = models.build(family, variant, **options)
     assert count(shapes(model, options["image_size"])["params"]) == number
     assert model.pool == ("1111" if options["image_size"] == 224 else "0011")
-    assert registry.COLUMNAR[variant] == (
+    assert registry.MODELS[family].keys() == PUBLISHED.keys()
+    assert registry.MODELS[family][variant] == (
         options["num_classes"],
         options["image_size"],
         model.pool,
@@ -109,6 +112,43 @@ def test_defaults_are_those_of_the_paper():
     )
 
 
+def test_defaults_of_the_spike_driven_transformer_are_those_of_its_code():
+    model = models.build("spike_driven", "2-64", **SMALL)
+    assert (model.heads, model.timesteps, model.mlp_ratio) == (8, 4, 4)
+    assert (model.readout, model.shortcut) == ("membrane", "full")
+    own = dict(k="binary", v="binary", v_th=0.5, k_gain=1, freeze=None, projection=True)
+    assert model.attention == dict(kind="sdsa") | own
+    code = dict(rule="paper", tau=2, v_th=1, decay_input=True, surrogate="sigmoid")
+    code |= dict(v_reset=0, soft_reset=False, detach_reset=True, learn_tau=False)
+    assert model.neuron == code
+    assert surrogate.by_name("sigmoid") is surrogate.sigmoid(4)
+    shapes_of = [
+        shapes(models.build(name, "2-64", **SMALL), 8) for name in registry.MODELS
+    ]
+    assert shapes_of[0] == shapes_of[1]
+
+
+def test_what_is_given_goes_before_the_familys_own_and_none_is_not_given():
+    def build(**options):
+        return models.build("spike_driven", "2-64", **SMALL, **options)
+
+    plain = build()
+    nothing = dict(attention=None, readout=None, neuron=None)
+    assert build(**nothing) == build(attention={}, neuron={}) == plain
+    part = build(attention=dict(kind=None, k_gain=0.5), neuron=dict(tau=3.0, rule=None))
+    assert part.attention == plain.attention | dict(k_gain=0.5)
+    assert part.neuron == plain.neuron | dict(tau=3.0)
+    other = build(
+        attention="a2os2a", readout="mean", neuron=dict(decay_input=False), heads=4
+    )
+    assert (other.attention["kind"], other.readout) == ("a2os2a", "mean")
+    assert not other.neuron["decay_input"] and other.neuron["surrogate"] == "sigmoid"
+    guo = build(neuron=dict(rule="guo")).neuron
+    assert guo == models.build("columnar", "2-64", **SMALL, neuron=guo).neuron
+    mixed = models.build("columnar", "2-64", **SMALL, attention="sdsa")
+    assert (mixed.attention["kind"], mixed.readout) == ("sdsa", "mean")
+
+
 @pytest.mark.parametrize("size, pool", [(32, "0011"), (64, "1111"), (224, "1111")])
 def test_the_stem_pools_as_the_size_wants(size, pool):
     assert models.build("columnar", "1-8", num_classes=2, image_size=size).pool == pool
@@ -162,7 +202,11 @@ ERRORS = {  # what is wrong: (arguments over the good ones, words of the message
         ["shortcut", "'none'", "'full'", "'attention'"],
     ),
     "stem": (dict(stem="patch"), ["stem", "'patch'", "'sps'", "'tokens'"]),
-    "readout": (dict(readout="max"), ["readout", "'max'", "'mean'", "'query'"]),
+    "readout": (dict(readout="max"), ["readout", "'max'", "'mean'", "'membrane'"]),
+    "option of sdsa": (
+        dict(name="spike_driven", attention=dict(order="qk_v")),
+        ["'sdsa'", "qk_v", "k_gain"],
+    ),
     "dtype": (dict(dtype="float16"), ["dtype", "'float16'", "'float32'"]),
     "float64": (dict(dtype="float64"), ["dtype", "float64", "jax_enable_x64"]),
     "tokens with a size": (dict(stem="tokens"), ["'tokens'", "image_size 8"]),

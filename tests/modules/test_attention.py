@@ -121,6 +121,46 @@ def test_the_running_statistics_of_the_reference_are_reproduced(x64, reference):
     jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], before)
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_spike_driven_block_is_reproduced(x64, parity, mode):
+    """The public module has the neuron in front and the membrane shortcut in it."""
+    data = parity("prim_sdt_sdsa_a")
+    named = {f"block.0.attn.{k}": v for k, v in part(data, "sd/").items()}
+    tree = torch_weights.to_variables(named, "spike_driven", jnp.float64)
+    variables = {key: value["block_0"]["attention"] for key, value in tree.items()}
+    rule = neuron.DEFAULTS | dict(decay_input=True, surrogate="sigmoid")
+    layer, first = module("sdsa", neurons=rule), neuron.make("binary", rule)
+
+    def tokens(x):  # [T, B, D, H, W] -> [B, T, N, D]
+        x = jnp.asarray(x, jnp.float64).transpose(1, 0, 3, 4, 2)
+        return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+    @jax.jit
+    def run(x):
+        def forward(x):
+            how = dict(mutable=["spikes", "batch_stats"])
+            out, kept = layer.apply(
+                variables, first.apply({}, x), mode == "train", **how
+            )
+            return ((out + x) * tokens(data["in/cotangent"])).sum(), (out + x, kept)
+
+        return jax.value_and_grad(forward, has_aux=True)(x)
+
+    (loss, (out, kept)), grad_x = run(tokens(data["in/x"]))
+    for got, key in ((out, "out"), (grad_x, "grad_x")):
+        want = data[f"{mode}/{key}"]
+        assert want.dtype == np.float64
+        close(got, np.asarray(tokens(want)), key)
+    close(loss, data[f"{mode}/loss"])
+    for name in ("q", "k", "v"):
+        (s,) = kept["spikes"][f"{name}_neuron"]["out"]
+        np.testing.assert_array_equal(s, tokens(data[f"{mode}/spk/{name}_lif"]))
+    (s,) = kept["spikes"]["attention_neuron"]["out"]
+    assert s.shape == (2, 4, 1, 32) and 0.02 < s.mean() < 0.7
+    theirs = data[f"{mode}/spk/talking_heads_lif"].reshape(4, 2, 1, 32)  # heads, d
+    np.testing.assert_array_equal(steps_first(s), theirs)
+
+
 # --- alphabets and options ------------------------------------------------------------
 
 KINDS = {  # options: alphabets of q, k and v, the scale, the product's own threshold
@@ -239,6 +279,15 @@ def test_resolve_completes_a_kind():
     of_v = dict(v="ternary", v_th=None, freeze=None, projection=True)
     for kind in ("uniform", "v_only"):
         assert attention.resolve(kind) == dict(kind=kind) | of_v
+    assert attention.resolve("sdsa") == dict(
+        kind="sdsa",
+        k="binary",
+        v="binary",
+        v_th=0.5,
+        k_gain=1,
+        freeze=None,
+        projection=True,
+    )
     for kind, letters in (("frozen_qk", "qk"), ("frozen_v", "v")):
         got = attention.resolve(kind)
         assert got == attention.resolve("a2os2a") | dict(kind=kind, freeze=letters)
@@ -258,6 +307,7 @@ REFUSED = {
     "freeze of a frozen kind": dict(kind="frozen_qk", freeze="v"),
     "k of uniform": dict(kind="uniform", k="binary"),
     "scale of v_only": dict(kind="v_only", scale=0.5),
+    "order of sdsa": dict(kind="sdsa", order="q_kv"),
     "v_th": dict(v_th="1"),
     "k_gain": dict(k_gain="1"),
 }
@@ -334,6 +384,19 @@ def test_without_the_projection_the_spikes_go_on(spikes):
     assert not {"proj_linear", "proj_bn"} & variables["params"].keys()
     out, _, fired = run(layer, variables, spikes)
     np.testing.assert_array_equal(out, fired["attention_neuron"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_the_projection_sdsa_hands_on_the_masked_query(spikes, dtype):
+    layer = module("sdsa", dim=32, heads=2, dtype=dtype, projection=False)
+    variables = variables_of(layer, spikes.astype(dtype))
+    out, sums, fired = run(layer, variables, spikes.astype(dtype))
+    assert sums.dtype == out.dtype == jnp.float32
+    q, k, v = (np.asarray(fired[f"{x}_neuron"], np.float32) for x in "qkv")
+    np.testing.assert_array_equal(sums, (k * v).sum(2, keepdims=True))
+    mask = np.asarray(fired["attention_neuron"], np.float32)
+    assert mask.shape == (2, 2, 1, 32) and set(np.unique(mask)) == {0, 1}
+    np.testing.assert_array_equal(out, q * mask)
 
 
 FROZEN = {

@@ -42,6 +42,20 @@ def make(shortcut="full", kind="a2os2a", **options):
     )
 
 
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_a_block_whose_spikes_nobody_reads_makes_none(shortcut):
+    """And hands on the same membrane, in front of that neuron, with either shortcut."""
+    inputs = membranes(2)
+    block, silent = make(shortcut), make(shortcut, fires=False)
+    variables = block.init(KEY, *inputs, False)
+    how = dict(mutable=["spikes"])
+    (s, _), kept = block.apply(variables, *inputs, False, **how)
+    (nothing, u), left = silent.apply(variables, *inputs, False, **how)
+    assert nothing is None
+    np.testing.assert_array_equal(fire(u), s)
+    assert set(kept["spikes"]) - set(left["spikes"]) == {"out_neuron"}
+
+
 @pytest.fixture(scope="module")
 def results():
     """{(shortcut, kind): (s, u, (S, U), kept)} in training mode."""

@@ -326,6 +326,9 @@ def test_make_gives_the_neuron_that_options_name():
     )
     assert make("binary", dict(v_th=2.0), v_th=0.5).v_th == 0.5
     assert make("ternary", dict(rule="guo"), v_th=0.5) == neuron.Guo(form="ternary")
+    assert make("binary", dict(rule="guo"), unit=8) == neuron.Guo(threshold=4.0)
+    wide = make("binary", dict(v_reset=-0.25, tau=4.0), unit=8, v_th=0.5)
+    assert (wide.v_th, wide.v_reset, wide.tau) == (4, -2, 4)
     assert make("binary", dict(learn_tau=True), name="x").learn_tau
     assert make("binary", None, name="q_neuron").name == "q_neuron"
 

@@ -107,3 +107,17 @@ def test_bfloat16_is_normalised_in_float32():
     np.testing.assert_allclose(
         y, (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5), atol=1e-3
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_folded_norm_is_a_bias_in_float32(dtype):
+    norm = BatchNorm(folded=True)
+    x = jnp.full((2, 3), 1, dtype)
+    variables = jax.eval_shape(norm.init, jax.random.key(0), x, False)
+    assert jax.tree.map(lambda leaf: leaf.shape, variables) == {
+        "params": {"bias": (3,)}
+    }
+    bias = jnp.array([0.0, 1, 2**-20])
+    y = norm.apply({"params": {"bias": bias}}, x, False)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, np.stack([1 + np.asarray(bias)] * 2))

@@ -39,8 +39,8 @@ def test_frames_and_timesteps_have_to_agree():
 
 
 def test_attention_kinds_to_come_say_so():
-    with pytest.raises(ValueError, match="'sdsa' .not built yet."):
-        setup.prepare(_config(model__attention__kind="sdsa"))
+    with pytest.raises(ValueError, match="'dssa' .not built yet."):
+        setup.prepare(_config(model__attention__kind="dssa"))
     for key in ("scale", "k_gain"):
         with pytest.raises(ValueError, match=f"attention.{key}: got 0.0"):
             setup.prepare(_config(**{f"model__attention__{key}": 0.0}))

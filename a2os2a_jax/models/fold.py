@@ -1,0 +1,180 @@
+"""A trained model as inference needs it: no BN, no scale and no mean left.
+
+    y = gain (W x + b - mean) / sqrt(var + eps) + bias      = W' x + bias'
+    SN(x / tau), SN(s x), SN(sum / N)                       = SN(x) with v_th / factor
+    head(mean over tokens and time)                         = sum of S W' + bias
+
+A threshold is scaled together with the potential of the reset, and the membrane with
+both. A linear map or convolution loses its bias; bias' stays under the name of the BN,
+which adds it in float32 at least.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from a2os2a_jax.models.columnar import Columnar
+from a2os2a_jax.modules.head import ORDERS
+from a2os2a_jax.modules.norm import BatchNorm
+
+
+def fold(
+    model: Columnar,
+    variables: Mapping[str, Any],
+    *,
+    head: str = "spikes",
+    tokens: int | None = None,
+) -> tuple[Columnar, dict[str, Any]]:
+    """The model for inference, and its variables, {"params": ...} alone.
+
+    Args:
+      model: as `models.build` makes it.
+      variables: its params and batch_stats; or their shapes (jax.ShapeDtypeStruct).
+        Concrete numbers are folded in float64 and then have their dtype again.
+      head: order of the head: "spikes" are weighted and then summed, "counts" of spikes
+        are weighted, or binary digits of the counts, "bits".
+      tokens: N, needed with the stem "tokens" and the readout "mean".
+    Returns:
+      (folded model, folded variables). The model takes what the other took, with
+      train=False, and `timesteps` frames, or any number with per_step.
+    Raises:
+      ValueError: an unknown order, a model that is folded already, no number of tokens
+        or a wrong one, leaves that are missing, superfluous or of another shape, a BN
+        with nothing in front of it; names them.
+    """
+    if model.folded is not None:
+        raise ValueError(
+            f"fold: got a model folded already ({model.folded!r}), expected a trained "
+            "one"
+        )
+    if head not in ORDERS:
+        raise ValueError(f"fold: head is {head!r}, expected one of {ORDERS}")
+    count = _tokens(model, tokens)
+    _check(model, variables)
+    means = model.timesteps * (count if model.readout == "mean" else 1)
+
+    def of_arrays(variables):
+        return _fold(variables["params"], variables.get("batch_stats", {}), means)
+
+    leaves = jax.tree.leaves(dict(variables))
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    run = (lambda v: jax.eval_shape(of_arrays, v)) if abstract else of_arrays
+    held = tokens if model.stem == "tokens" else None  # else the image's size tells it
+    changes = dict(folded=head, tokens=held, **_thresholds(model))
+    return model.clone(**changes), {"params": run(dict(variables))}
+
+
+def _tokens(model: Columnar, tokens: int | None) -> int | None:
+    """N, as far as it is known."""
+    if tokens is not None and (not isinstance(tokens, int) or tokens < 1):
+        raise ValueError(f"fold: tokens is {tokens!r}, expected an integer >= 1")
+    if model.stem == "sps":
+        own = (model.image_size // 2 ** model.pool.count("1")) ** 2
+        if tokens not in (None, own):
+            raise ValueError(f"fold: got {tokens} tokens, expected the model's {own}")
+        return own
+    if tokens is None and model.readout == "mean":
+        raise ValueError(
+            "fold: got no number of tokens, expected tokens=N with the stem 'tokens' "
+            "and the readout 'mean', whose 1/N goes into the head"
+        )
+    return tokens
+
+
+def _check(model: Columnar, variables: Mapping[str, Any]) -> None:
+    """All leaves that the model has, and no others, each of its shape."""
+    if model.stem == "sps":
+        frame = (model.image_size, model.image_size, model.in_channels)
+    else:
+        frame = (1, model.in_channels)
+    images = jax.ShapeDtypeStruct((1, *frame), jnp.float32)
+    want = jax.eval_shape(model.init, jax.random.key(0), images)
+    want = traverse_util.flatten_dict(want, sep="/")
+    have = traverse_util.flatten_dict(dict(variables), sep="/")
+    missing, extra = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+    if missing or extra:
+        raise ValueError(f"fold: missing {missing}, superfluous {extra}")
+    for name, leaf in have.items():
+        if leaf.shape != want[name].shape:
+            raise ValueError(
+                f"fold: {name} is {leaf.shape}, expected {want[name].shape}"
+            )
+
+
+def _thresholds(model: Columnar) -> dict[str, Any]:
+    """The options of the neurons without the division by tau."""
+    neuron, attention = dict(model.neuron), dict(model.attention)
+    # A tau that was learnt is a parameter, and the division is left to the neuron.
+    if neuron["decay_input"] and not neuron["learn_tau"]:
+        tau = neuron["tau"]
+        scaled = {key: tau * neuron[key] for key in ("v_th", "v_reset")}
+        neuron |= scaled | dict(decay_input=False)
+        if attention.get("v_th") is not None:
+            attention["v_th"] = tau * attention["v_th"]
+    return dict(neuron=neuron, attention=attention)
+
+
+def _fold(params, statistics, means: int) -> dict[str, Any]:
+    """The folded parameters; `means`: how many spikes the head takes the mean of."""
+    flat = traverse_util.flatten_dict(params)
+    stats = traverse_util.flatten_dict(statistics)
+    out = dict(flat)
+    for path in [path[:-1] for path in flat if path[-1] == "scale"]:
+        before = partner(path, flat)
+        kernel, scale = flat[*before, "kernel"], flat[*path, "scale"]
+        factor = _wide(scale) / (_wide(stats[*path, "var"]) + BatchNorm.eps) ** 0.5
+        offset = -_wide(stats[*path, "mean"])
+        if (*before, "bias") in flat:
+            offset = offset + _wide(flat[*before, "bias"])
+            del out[*before, "bias"]
+        bias = flat[*path, "bias"]
+        channels = (1,) * (kernel.ndim - 1) + factor.shape
+        out[*before, "kernel"] = _as(_wide(kernel) * factor.reshape(channels), kernel)
+        out[*path, "bias"] = _as(_wide(bias) + offset * factor, bias)
+        del out[*path, "scale"]
+    head = flat["head", "kernel"]
+    out["head", "kernel"] = _as(_wide(head) / means, head)
+    return traverse_util.unflatten_dict(out)
+
+
+def partner(norm: tuple[str, ...], params: Mapping[tuple[str, ...], Any]):
+    """The layer in front of a BN, by name.
+
+    X_bn follows X_linear or X_conv, bn_i linear_i or conv_i, and bn linear or conv.
+
+    Args:
+      norm: path of the BN. params: {path of a leaf: leaf}.
+    Raises:
+      ValueError: there is none, or its width is another one.
+    """
+    *outer, name = norm
+    stem, _, number = name.partition("bn")
+    names = [f"{stem}{kind}{number}" for kind in ("linear", "conv")]
+    for path in ((*outer, candidate) for candidate in names):
+        kernel = params.get((*path, "kernel"))
+        if kernel is None:
+            continue
+        width = params[*norm, "scale"].shape
+        if kernel.shape[-1:] != width:
+            raise ValueError(
+                f"fold: {'/'.join(norm)} is {width} wide, expected "
+                f"{kernel.shape[-1:]} as {'/'.join(path)}"
+            )
+        return path
+    raise ValueError(
+        f"fold: {'/'.join(norm)} has nothing in front of it, expected "
+        f"{' or '.join(names)} beside it"
+    )
+
+
+def _wide(x):
+    """float64 where it is a number already, else (traced) as it is."""
+    return x if isinstance(x, jax.core.Tracer) else np.asarray(x, np.float64)
+
+
+def _as(value, like):
+    return jnp.asarray(value, like.dtype)
