@@ -43,6 +43,27 @@
     writes    nothing, and needs no workdir; with one it says how far the run there is
     next      --mode=train
 
+--mode=certify  proves that the model needs no multiplication, or says where it does
+    keys      model.* data.* dtype; eval.checkpoint eval.timesteps eval.size of a run
+    writes    DIR/certificate.json, and the table; exits with 1 when a multiplication
+              remains. DIR may hold a run, whose weights are then folded, or be new
+    next      --mode=energy
+
+--mode=energy  counts what a trained run does on a whole split, and what it would cost
+    keys      eval.split eval.examples eval.batch eval.checkpoint eval.ema eval.data
+              eval.timesteps eval.size; the others as in training
+    writes    DIR/energy.json: firing rates of every layer and time step, operations of
+              every layer, three accounts of energy, break-even firing rates
+    next      --mode=figures
+
+--mode=figures  draws what a trained run has data for, as PNG and as SVG
+    keys      eval.split eval.examples eval.batch eval.checkpoint eval.average eval.ema
+              eval.data eval.timesteps eval.size; the others as in training
+    writes    DIR/figures/: training curves, accuracy at every time step, spikes of one
+              image, firing rates by layer and step, activity of the tokens on images,
+              and energy bars where DIR/energy.json is; what is there already is kept
+    next      --mode=energy first, for the bars and for rates of the whole split
+
 Examples:
     python -m a2os2a_jax.main --config=configs/digits.py --mode=plan
     python -m a2os2a_jax.main --config=configs/digits.py --workdir=runs/digits
@@ -62,9 +83,12 @@ MODES = {  # mode -> module with run(config, workdir)
     "probe": "a2os2a_jax.commands.probe",
     "preview": "a2os2a_jax.commands.preview",
     "plan": "a2os2a_jax.commands.plan",
+    "certify": "a2os2a_jax.commands.certify",
+    "energy": "a2os2a_jax.commands.energy",
+    "figures": "a2os2a_jax.commands.figures",
 }
 NO_WORKDIR = ("plan",)  # modes that need none, and then get None
-LATER = ("certify", "energy", "figures", "export", "predict", "bench")
+LATER = ("export", "predict", "bench")
 
 
 def usage(mode: str | None = None) -> str:
@@ -152,7 +176,9 @@ def main(argv: Sequence[str] = ()) -> int:
             import jax
 
             jax.config.update("jax_enable_x64", True)
-        importlib.import_module(MODES[mode]).run(config, workdir)
+        command = importlib.import_module(MODES[mode])
+        found = command.run(config, workdir)
+        return command.exit_code(found) if hasattr(command, "exit_code") else 0
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint")
         return 130
@@ -161,7 +187,6 @@ def main(argv: Sequence[str] = ()) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _mode(argv: Sequence[str]) -> str | None:

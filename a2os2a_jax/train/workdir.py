@@ -119,6 +119,18 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(_temp(path), path)
 
 
+def write_new(path: Path, value: Any) -> Path:
+    """`write_json`, where a file that says something else is kept, as name.1.json."""
+    if path.exists() and read_json(path) != json.loads(json.dumps(value)):
+        number = 1
+        while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(old)
+        print(f"kept the earlier {path.name} as {old.name}")
+    write_json(path, value)
+    return path
+
+
 def _temp(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 

@@ -1,0 +1,123 @@
+"""--mode=certify: is the model addition-only at inference, for every input?
+
+The model of the config is folded (`models.fold`) and read equation by equation
+(`analysis.audit`). Shapes suffice; where the workdir holds a run, it is its last
+checkpoint that is folded, so that weights which do not fit the model are found.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from a2os2a_jax import models
+from a2os2a_jax.analysis import audit
+from a2os2a_jax.modules.head import ORDERS as HEADS
+from a2os2a_jax.train import setup, trained
+from a2os2a_jax.train import workdir as workdirs
+
+FILE = "certificate.json"
+ALLOW = ("input",)  # the first layer reads an image, not spikes
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Prints the table and the verdict, writes DIR/certificate.json; returns it.
+
+    Raises:
+      ValueError: the config describes no model, or the workdir holds another's run.
+    """
+    folder = Path(workdir)
+    parts, variables, of = _weights(config, folder)
+    shape = (1, *parts.dataset.shape)
+    tokens = shape[-2] if parts.model.stem == "tokens" else None
+    reports = {
+        head: certify(
+            *models.fold(parts.model, variables, head=head, tokens=tokens), shape
+        )
+        for head in HEADS
+    }
+    report = reports["spikes"]
+    as_trained = certify(parts.model, variables, shape)
+    record = {
+        "model": f"{config.model.name} {config.model.variant}",
+        "data": parts.dataset.name,
+        "weights": of,
+        "commit": workdirs.commit(),
+        "versions": workdirs.versions(),
+        "config": {k: v for k, v in config.to_dict().items() if k == "model"},
+        "as_trained": {
+            "verdict": as_trained.verdict,
+            "places": list(dict.fromkeys(o.place for o in as_trained.refused)),
+        },
+        "heads": {name: head_of(r) for name, r in reports.items()},
+        **report.to_json(),
+    }
+    print(report)
+    print(f"\n{text(record)}")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"wrote {workdirs.write_new(folder / FILE, record)}")
+    return record
+
+
+def exit_code(record: dict[str, Any]) -> int:
+    """1 when a multiplication remains, or nothing is proven."""
+    return 0 if record["addition_only"] else 1
+
+
+def certify(model: nn.Module, variables: Any, shape: tuple[int, ...]) -> audit.Report:
+    """The report on `model.apply` in evaluation mode, of one input shape."""
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return audit.certify(lambda v, x: model.apply(v, x), variables, images, allow=ALLOW)
+
+
+def _weights(config: ConfigDict, folder: Path) -> tuple[setup.Parts, Any, str]:
+    """(parts, variables or their shapes, what they are)."""
+    if (folder / "config.json").exists():
+        found = trained.load(config, folder)
+        steps = ", ".join(map(str, found.steps))
+        return found.parts, found.variables, f"{found.weights} of step {steps}"
+    parts = setup.prepare(config)
+    if not workdirs.is_free(folder) and not (folder / FILE).exists():
+        raise ValueError(
+            f"workdir {folder} is not empty and holds no config.json, expected a new "
+            "or empty directory, or one of this program's"
+        )
+    return parts, parts.abstract_state().variables, "shapes alone, no weights"
+
+
+def head_of(report: audit.Report) -> dict[str, Any]:
+    """What the head alone takes."""
+    own = [o for o in report.operations if not o.folds and (o.path or "head") == "head"]
+    kinds = {"additions": 0, "products": 0}
+    for o in own:
+        if o.kind == audit.ADDITION and not o.of:
+            kinds["additions"] += o.count
+        elif o in report.products:
+            kinds["products"] += o.count
+    return {"verdict": report.verdict, **kinds}
+
+
+def text(record: dict[str, Any]) -> str:
+    """What the table does not say."""
+    rows = [("weights", record["weights"])]
+    trained_as = record["as_trained"]
+    if trained_as["places"]:
+        rows.append(
+            ("as trained", f"{trained_as['verdict']}: BN and means are not folded yet")
+        )
+    for name, head in record["heads"].items():
+        what = f"at most {head['additions']:,} additions"
+        if head["products"]:
+            what += f", {head['products']:,} products"
+        how = {
+            "spikes": "weighted first, summed after",
+            "counts": "counted first, weighted after",
+            "bits": "counted first, weighted bit by bit",
+        }[name]
+        rows.append((f"head={name}", f"{how}: {what}; model {head['verdict']}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
