@@ -46,8 +46,9 @@
 --mode=certify  proves that the model needs no multiplication, or says where it does
     keys      model.* data.* dtype; eval.checkpoint eval.timesteps eval.size of a run
     writes    DIR/certificate.json, and the table; exits with 1 when a multiplication
-              remains. DIR may hold a run, whose weights are then folded, or be new
-    next      --mode=energy
+              remains. DIR may hold a run, whose weights are then folded, or be new,
+              and needs no data then
+    next      --mode=train in the same DIR, and then --mode=energy
 
 --mode=energy  counts what a trained run does on a whole split, and what it would cost
     keys      eval.split eval.examples eval.batch eval.checkpoint eval.ema eval.data

@@ -26,9 +26,10 @@ class Tally(NamedTuple):
     """One operation of the program, summed over all inputs seen.
 
     dense: as the certificate counts, every spike firing. events: additions made, one
-    for each spike that is not 0 and each sum it goes into. skipped: of these, the ones
-    that add something: the other operand, if it is data too, is not 0 either. Where
-    nothing is driven by spikes all three are the same.
+    for each spike that is not 0 and each sum it goes into; of two operands that are
+    spikes the one that fires less drives. skipped: of these, the ones that add
+    something: the other operand, if it is data too, is not 0 either. Where nothing is
+    driven by spikes all three are the same.
     """
 
     operation: Operation
@@ -40,6 +41,14 @@ class Tally(NamedTuple):
     def driven(self) -> bool:
         """Spikes decide whether it happens."""
         return is_driven(self.operation)
+
+
+class _Sums:
+    """Of one operation: dense, and for each operand that is a spike the two others."""
+
+    def __init__(self):
+        self.dense = 0
+        self.driven: dict[int, tuple[int, int]] = {}
 
 
 def is_driven(o: Operation) -> bool:
@@ -66,7 +75,7 @@ class Counter:
         self.fn, self.params, self.allow, self.then = fn, params, allow, then
         self._compiled: dict[str, tuple[list[Operation], dict, Callable]] = {}
         self._operations: list[Operation] = []
-        self._sums: np.ndarray | None = None  # [operations, 3], Python integers
+        self._sums: list[_Sums] = []
 
     def __call__(self, *args: Any) -> Any:
         shapes = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), args)
@@ -75,34 +84,30 @@ class Counter:
             self._compiled[key] = self._compile(*args)
         operations, factors, run = self._compiled[key]
         out, counts = jax.device_get(run(*args))
-        if self._sums is None:
+        if not self._operations:
             self._operations = operations
-            self._sums = np.zeros((len(operations), 3), object)
+            self._sums = [_Sums() for _ in operations]
         if len(operations) != len(self._operations):
             raise ValueError(
                 f"Counter: this call makes {len(operations)} kinds of operation, an "
                 f"earlier one {len(self._operations)}; expected the same program"
             )
-        for i, o in enumerate(operations):
-            dense = events = skipped = o.count
-            if i in counts:  # of two spikes the rarer one drives
-                events, skipped = min(
-                    tuple(
-                        int(n.sum(dtype=np.int64)) * factor
-                        for n, factor in zip(arrays, factors[i][j], strict=True)
-                    )
-                    for j, arrays in enumerate(counts[i])
+        for i, (o, sums) in enumerate(zip(operations, self._sums, strict=True)):
+            sums.dense += o.count
+            for j, pair in enumerate(counts.get(i, ())):
+                events, skipped = (
+                    int(n.sum(dtype=np.int64)) * factor
+                    for n, factor in zip(pair, factors[i][j], strict=True)
                 )
-            self._sums[i] += np.array([dense, events, skipped], object)
+                old = sums.driven.get(j, (0, 0))
+                sums.driven[j] = (old[0] + events, old[1] + skipped)
         return out
 
     @property
     def tallies(self) -> list[Tally]:
         """All operations that depend on data."""
-        if self._sums is None:
-            return []
         return [
-            Tally(o, *map(int, sums))
+            Tally(o, sums.dense, *min(sums.driven.values(), default=(sums.dense,) * 2))
             for o, sums in zip(self._operations, self._sums, strict=True)
         ]
 

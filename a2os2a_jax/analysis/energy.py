@@ -6,11 +6,12 @@ were published, so that anyone can put in others. Nothing here was measured in j
     field     4.6 pJ for each product with the input, 0.9 pJ for each addition that a
               spike triggers: what papers on spiking networks report
     full      the same with everything else the program does: biases, residuals,
-              membrane updates, comparisons, and the memory that all of it touches
-    ann       a quantised network of equal shape that runs once in place of T times: a
+              membrane updates, comparisons, and memory, as `full` says
+    ann       a network of equal shape that runs once in place of T times: a
               multiply-accumulate where the spiking network has an addition for a spike
 
-Each of them at two sets of costs, so that like is compared with like.
+Each of them at two sets of costs, so that like is compared with like. Selects, shifts,
+logic and tests of a sign are taken to cost nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,9 +37,9 @@ class Costs:
     """pJ of an operation, bits of a word.
 
     add, mac: pJ; a comparison is a subtraction, and costs `add`. word: bits of a weight
-    and of what else a sum reads. state: bits of a membrane. activation: bits of an
-    activation of the ANN; None for as many as tell what its spikes tell, `equal_bits`.
-    memory: pJ of a bit.
+    and of what else a sum reads. state: bits of a membrane or another sum. activation:
+    bits of an activation of the ANN; None for as many as tell what T spikes tell,
+    `equal_bits`. memory: pJ of a bit.
     """
 
     name: str
@@ -49,8 +50,8 @@ class Costs:
     activation: int | None = None
     memory: float = SRAM_BIT
 
-    def activation_bits(self, timesteps: int) -> int:
-        return self.activation or equal_bits(timesteps)
+    def activation_bits(self, timesteps: int, signed: bool = False) -> int:
+        return self.activation or equal_bits(timesteps, signed)
 
 
 FLOAT = Costs("float32", FLOAT32_ADD, FLOAT32_MAC, word=32, activation=32)
@@ -59,17 +60,21 @@ COSTS = (FLOAT, INTEGER)
 
 INPUT, CONV, LINEAR = "first convolution", "convolutions", "linear maps"
 ATTENTION, HEAD, NEURONS = "attention products", "head", "neurons"
-DENSE, COMPARED = "biases and residuals", "pooling and ReLU"
+DENSE, COMPARED = "biases and residuals", "pooling"
 PARTS = (INPUT, CONV, LINEAR, ATTENTION, HEAD, NEURONS, DENSE, COMPARED)
 
 
 class Work(NamedTuple):
     """What one place of a network does, of one kind, per example.
 
-    macs: products with the input, each with its sum. possible: additions that spikes
-    could trigger, if all fired; events: that they did; skipped: of these, those that
-    added something other than 0. additions, comparisons, states: of those that happen
-    anyway; a state is a membrane that is read and written. spike_bits: read of spikes.
+    macs: products with the input, each with its sum.
+    possible: additions that spikes could trigger, if all fired; events: that they did;
+      skipped: of these, those that added something other than 0.
+    additions, comparisons: of those that happen anyway.
+    states: membranes read and written.
+    words: other sums that are read or written, of as many bits as a membrane.
+    spike_bits: of spikes, read and handed on.
+    activations, signed: of an ANN, in place of spikes in {0, 1} and {-1, 0, 1}.
     """
 
     place: str
@@ -81,7 +86,10 @@ class Work(NamedTuple):
     additions: float = 0
     comparisons: float = 0
     states: float = 0
+    words: float = 0
     spike_bits: float = 0
+    activations: float = 0
+    signed: float = 0
 
 
 def part_of(o: Operation) -> str:
@@ -112,33 +120,102 @@ def work(tallies: Iterable[Tally], examples: int) -> list[Work]:
     """
     if examples < 1:
         raise ValueError(f"energy.work: got {examples} examples, expected >= 1")
-    rows: dict[tuple[str, str], dict[str, float]] = {}
+    found = []
     for t in tallies:
         o, here = t.operation, None
+        calls = t.dense / o.count  # of the program, as large as the first of them
         if o.kind in rules.REFUSED:
             here = {"macs": t.dense}
         elif o.of:
             continue  # the sum of a multiply-accumulate
         elif t.driven:
-            bits = sum(
-                n * w
-                for i, (n, w) in enumerate(zip(o.sizes, o.widths, strict=True))
-                if i in o.spikes
-            )
-            share = t.dense / o.count  # calls of the program, of this batch size
             here = {
                 "possible": t.dense,
                 "events": t.events,
                 "skipped": t.skipped,
-                "spike_bits": bits * share,
+                "spike_bits": calls
+                * sum(n * w for n, w, spike in _operands(o) if spike),
+                "words": calls * _written(o),
             }
-        elif o.kind == rules.ADDITION:
-            here = {"additions": t.dense}
-        elif o.kind == rules.COMPARISON:
-            here = {"comparisons": t.dense}
         elif o.kind == rules.STATE:
-            here = {"states": t.dense}
-        if here:
+            here = {"states": t.dense, "spike_bits": o.into * t.dense}
+        else:
+            here = _anyway(o, calls)
+        found.append((o, here))
+    return _rows(found, examples)
+
+
+def ann_work(operations: Sequence[Operation], examples: int = 1) -> list[Work]:
+    """The same network as an ANN: no spikes, one pass, every product made.
+
+    Args:
+      operations: of the certificate of the folded model at T = 1.
+      examples: how many it was certified for.
+    """
+    found = []
+    for o in operations:
+        masked = o.kind == rules.SELECT and o.primitive == "mul" and not o.loop
+        product = o.primitive != "reduce_sum" and is_driven(o)
+        if o.folds or o.of:
+            continue
+        if o.kind in rules.REFUSED or product or masked:
+            data = [
+                (n, w) for i, (n, w, _) in enumerate(_operands(o)) if i not in o.fixed
+            ]
+            here = {
+                "macs": o.count,
+                "signed": sum(n for n, width in data if width == 2),
+                "activations": sum(n for n, width in data if width != 2),
+            }
+        elif o.kind == rules.STATE:  # an activation: one comparison, nothing to keep
+            handed = "signed" if o.into == 2 else "activations"
+            here = {"comparisons": o.count, handed: o.count}
+        elif o.loop:
+            continue
+        else:
+            here = _anyway(o, 1)
+        found.append((o, here))
+    return _rows(found, examples)
+
+
+def _operands(o: Operation) -> list[tuple[int, int, bool]]:
+    """(entries, bits of one, are they spikes) of each."""
+    spikes = [i in o.spikes for i in range(len(o.sizes))]
+    return list(zip(o.sizes, o.widths, spikes, strict=True))
+
+
+def _written(o: Operation) -> int:
+    """Entries of the operand that is neither a spike nor a weight: K, or Q K^T."""
+    which = set(range(len(o.sizes))) - {*o.spikes, *o.fixed}
+    return sum(o.sizes[i] for i in which)
+
+
+def _anyway(o: Operation, calls: float) -> dict[str, float]:
+    """Of an operation outside of products, and of loops: what it does and touches.
+
+    A sum reads one word, and writes one if both its operands are data; a comparison
+    reads its operands. Within a loop all is in registers but the state.
+    """
+    data = [n for i, n in enumerate(o.sizes) if i not in o.fixed]
+    if o.kind == rules.ADDITION:
+        words = 0 if o.loop else o.count * (1 + (len(data) > 1))
+        return {"additions": calls * o.count, "words": calls * words}
+    if o.kind == rules.COMPARISON:
+        tests_a_sign = "0" in o.alphabets
+        return {
+            "comparisons": 0 if tests_a_sign else calls * o.count,
+            "words": 0 if o.loop else calls * sum(data),
+        }
+    return {}
+
+
+def _rows(
+    found: Iterable[tuple[Operation, dict[str, float]]], examples: int
+) -> list[Work]:
+    """What was found, added up by place and part, per example."""
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for o, here in found:
+        if any(here.values()):
             row = rows.setdefault((o.place, part_of(o)), {})
             for key, value in here.items():
                 row[key] = row.get(key, 0) + value
@@ -146,43 +223,6 @@ def work(tallies: Iterable[Tally], examples: int) -> list[Work]:
         Work(place, part, **{k: v / examples for k, v in row.items()})
         for (place, part), row in rows.items()
     ]
-
-
-def ann_work(operations: Sequence[Operation], examples: int = 1) -> list[Work]:
-    """The same network as a quantised ANN: no spikes, one pass, every product made.
-
-    Args:
-      operations: of the certificate of the folded model at T = 1.
-      examples: how many it was certified for.
-    """
-    rows: dict[tuple[str, str], dict[str, float]] = {}
-    for o in operations:
-        masked = o.kind == rules.SELECT and o.primitive == "mul" and not o.loop
-        product = o.primitive != "reduce_sum" and is_driven(o)
-        if o.folds or o.of:
-            continue
-        if o.kind in rules.REFUSED or product or masked:
-            here = {"macs": o.count, "spike_bits": _activations(o)}
-        elif o.kind == rules.ADDITION and not o.loop:
-            here = {"additions": o.count}
-        elif o.kind == rules.COMPARISON and not o.loop:
-            here = {"comparisons": o.count}
-        elif o.kind == rules.STATE:  # an activation: one comparison, nothing to keep
-            here = {"comparisons": o.count, "spike_bits": o.count}
-        else:
-            continue
-        row = rows.setdefault((o.place, part_of(o)), {})
-        for key, value in here.items():
-            row[key] = row.get(key, 0) + value
-    return [
-        Work(place, part, **{k: v / examples for k, v in row.items()})
-        for (place, part), row in rows.items()
-    ]
-
-
-def _activations(o: Operation) -> int:
-    """Entries of the operands that are data."""
-    return sum(n for i, n in enumerate(o.sizes) if i not in o.fixed)
 
 
 # ---- accounts: {part: pJ per example}
@@ -196,8 +236,10 @@ def field(rows: Iterable[Work], costs: Costs = FLOAT) -> dict[str, float]:
 def full(rows: Iterable[Work], costs: Costs) -> dict[str, float]:
     """All operations and the memory they touch; the latter is the part "memory".
 
-    Memory: a word for every product and every event, the bits of the spikes, and every
-    membrane in and out, with the bit it hands on.
+    Memory: a word for every product and every event; every membrane in and out; the
+    bits of the spikes, read and handed on; the words that other sums and comparisons
+    read and write. Sums of products lie in registers while they grow. No word is used
+    twice, nothing lies in a memory that is larger and farther away.
     """
     rows = list(rows)
 
@@ -207,7 +249,7 @@ def full(rows: Iterable[Work], costs: Costs) -> dict[str, float]:
 
     def bits(r: Work) -> float:
         words = costs.word * (r.macs + r.events)
-        return words + r.spike_bits + r.states * (2 * costs.state + 1)
+        return words + r.spike_bits + costs.state * (2 * r.states + r.words)
 
     return _by_part(rows, made) | {"memory": costs.memory * sum(map(bits, rows))}
 
@@ -217,24 +259,27 @@ def ann(rows: Iterable[Work], costs: Costs, timesteps: int) -> dict[str, float]:
 
     timesteps: T of the spiking network; activations tell as much as its spikes.
     """
-    rows, activation = list(rows), costs.activation_bits(timesteps)
+    rows = list(rows)
+    unsigned, signed = (costs.activation_bits(timesteps, s) for s in (False, True))
 
     def made(r: Work) -> float:
         sums = r.additions + r.comparisons
         return costs.mac * r.macs + costs.add * sums
 
     def bits(r: Work) -> float:
-        return costs.word * r.macs + activation * r.spike_bits
+        words = costs.word * r.macs + costs.state * r.words
+        return words + unsigned * r.activations + signed * r.signed
 
     return _by_part(rows, made) | {"memory": costs.memory * sum(map(bits, rows))}
 
 
-def equal_bits(timesteps: int) -> int:
-    """Bits of an integer that tells as much as the number of spikes in T steps.
+def equal_bits(timesteps: int, signed: bool = False) -> int:
+    """Bits of an integer that tells as much as the sum of T spikes.
 
-    Source: Yan et al. 2024, arXiv:2409.08290.
+    Of spikes in {0, 1} it is 0 to T; signed, in {-1, 0, 1}, -T to T.
+    Source: Yan et al. 2024, arXiv:2409.08290, for {0, 1}.
     """
-    return ceil(log2(timesteps + 1))
+    return ceil(log2((2 if signed else 1) * timesteps + 1))
 
 
 def _by_part(rows: Iterable[Work], pj) -> dict[str, float]:
@@ -245,7 +290,10 @@ def _by_part(rows: Iterable[Work], pj) -> dict[str, float]:
 
 
 def firing_rate(rows: Iterable[Work]) -> float:
-    """Events over those there would be if every spike fired: the rate that costs."""
+    """Events over those there would be if every spike fired.
+
+    The mean firing rate, where a neuron weighs as much as the sums its spikes go into.
+    """
     rows = list(rows)
     possible = sum(r.possible for r in rows)
     return sum(r.events for r in rows) / possible if possible else 0.0
@@ -254,7 +302,8 @@ def firing_rate(rows: Iterable[Work]) -> float:
 class BreakEven(NamedTuple):
     """Below `rate` the spiking network takes less energy than the ANN.
 
-    rate is None where it takes more even without any spike. own: the rate it has.
+    Rates as `firing_rate`. rate is None where it takes more even without any spike.
+    own: the rate it has.
     """
 
     own: float
@@ -306,13 +355,17 @@ def accounts(
     Args:
       rows: of `work`. of_ann: of `ann_work`. timesteps: T.
     """
-    bars: dict[str, dict[str, float]] = {
-        "spiking, field's formula": field(rows, FLOAT),
-        "spiking, field's formula, integers": field(rows, INTEGER),
-    }
+    bars: dict[str, dict[str, float]] = {}
     for costs in COSTS:
-        bars[f"spiking, all of it, {costs.name}"] = full(rows, costs)
-        bars[f"ANN, {costs.name}"] = ann(of_ann, costs, timesteps)
+        products = sum(r.macs for r in of_ann)
+        bars |= {
+            f"{costs.name}: spiking, field's formula": field(rows, costs),
+            f"{costs.name}: ANN, its products alone": {
+                "products of the ANN": costs.mac * products
+            },
+            f"{costs.name}: spiking, all of it": full(rows, costs),
+            f"{costs.name}: ANN, all of it": ann(of_ann, costs, timesteps),
+        }
     return {
         "bars": {
             name: {part: pj / 1e3 for part, pj in account.items()}
@@ -328,7 +381,7 @@ def accounts(
             if firing_rate(rows)
         },
         "firing_rate": firing_rate(rows),
-        "ann_activation_bits": equal_bits(timesteps),
+        "ann_activation_bits": [equal_bits(timesteps), equal_bits(timesteps, True)],
         "sops": sum(r.events for r in rows),
         "sops_zero_skipped": sum(r.skipped for r in rows),
         "sops_possible": sum(r.possible for r in rows),
@@ -342,7 +395,7 @@ def attention_share(rows: Sequence[Work]) -> dict[str, float]:
     """Shares of the attention in all that is spent, fractions of the total.
 
     products: Q, K and V with each other alone. branch: with their linear maps, neurons
-    and projection.
+    and projection. Of the account `full` in float32.
     """
     costs = FLOAT
     whole = sum(full(rows, costs).values())

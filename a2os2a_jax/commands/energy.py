@@ -90,6 +90,7 @@ def account(
         | {"sram_bit": energy.SRAM_BIT},
         **accounts,
         "note": note(accounts),
+        "mean_firing_rate": seen.mean_rate(),
         "rates": seen.rates(summary.layers(model, shape)),
         "work": [r._asdict() for r in rows],
     }
@@ -103,6 +104,14 @@ class Seen:
         self.spikes: dict[str, np.ndarray] = {}  # {layer: [plus or minus, T]}
         self.entries: dict[str, int] = {}  # of one step
         self.tallies: list[activity.Tally] = []
+
+    def mean_rate(self) -> float:
+        """Over all neurons and steps, each of them once."""
+        fired = sum(counts.sum() for counts in self.spikes.values())
+        steps = sum(
+            counts.shape[1] * self.entries[name] for name, counts in self.spikes.items()
+        )
+        return float(fired / steps)
 
     def rates(self, layers) -> dict[str, dict[str, Any]]:
         """{layer: {"alphabet", "plus": [T] shares, "minus": [T], "neurons"}}."""
@@ -195,25 +204,28 @@ def text(record: dict[str, Any]) -> str:
     lines = [
         f"{record['model']} on {record['data']}, {record['split']}, "
         f"{record['count']:,} examples, T = {record['timesteps']}, "
-        f"{record['weights']}, folded: accuracy "
+        f"{record.get('weights', '')}, folded: accuracy "
         f"{100 * record['folded_accuracy']:.2f} %",
         f"additions by spikes (SOPs): {record['sops']:,.0f} an example of "
-        f"{record['sops_possible']:,.0f} possible; "
-        f"{record['sops_zero_skipped']:,.0f} with zeros of K skipped",
-        f"attention: {100 * share['branch']:.1f} % of the energy with its projections, "
-        f"{100 * share['products']:.1f} % the products of Q, K and V alone",
+        f"{record['sops_possible']:,.0f} possible; {record['sops_zero_skipped']:,.0f} "
+        "without additions of a zero of K, or of a sum of K",
+        f"attention: {100 * share['branch']:.1f} % of the energy (float32, all of it) "
+        f"with its projections, {100 * share['products']:.1f} % the products of Q, K "
+        "and V alone",
         "",
         "energy of an example, an estimate (counts times constants of 45 nm):",
     ]
     width = max(map(len, record["total_nj"]))
     for name, total in record["total_nj"].items():
         lines.append(f"  {name:<{width}}  {total:>14,.1f} nJ")
-    bits = record["ann_activation_bits"]
+    bits = " or, of ternary ones, ".join(map(str, record["ann_activation_bits"]))
     lines += [
-        f"  (ANN: same shape, one pass; in integers, activations of {bits} bits)",
+        "  (ANN: same shape, one pass; in integers, activations are kept in as many",
+        f"  bits as tell what T spikes tell, {bits})",
         "",
-        "firing rate below which it beats the ANN; its own is "
-        f"{100 * record['firing_rate']:.2f} %:",
+        "firing rate below which it beats the ANN, where a neuron weighs as much as the",
+        f"sums its spikes go into; its own is {100 * record['firing_rate']:.2f} % (the "
+        f"plain mean over neurons: {100 * record['mean_firing_rate']:.2f} %):",
     ]
     width = max(map(len, record["break_even"]), default=0)
     for name, even in record["break_even"].items():

@@ -17,6 +17,9 @@ class Known(NamedTuple):
     statistics: str = ""  # "computed" from the training split, or a source
     judge: str = ""  # the split that judges, where it is not the one called test
     note: str = ""  # what a result should say of the copy that it was made on
+    classes: int = 0
+    size: int = 0  # pixels of a side, where all are square and of one size
+    channels: int = 3
 
 
 _TINY = "no licence; its authors ask to cite Krizhevsky 2009"
@@ -27,6 +30,7 @@ _IMAGENET = Known(
     (0.229, 0.224, 0.225),
     "the usual ones, of torchvision's models",
     judge="validation",  # that called test has no labels
+    classes=1000,
 )
 
 KNOWN = {
@@ -37,6 +41,8 @@ KNOWN = {
         (0.2470, 0.2435, 0.2616),
         "computed",
         note="copies made from public mirrors may hold some pictures as JPEG made anew",
+        classes=10,
+        size=32,
     ),
     "cifar100": Known(
         "CIFAR-100, 50,000 + 10,000 photographs of 32x32 (Krizhevsky 2009)",
@@ -44,6 +50,8 @@ KNOWN = {
         (0.5071, 0.4865, 0.4409),
         (0.2673, 0.2564, 0.2762),
         "the usual ones, published with many recipes",
+        classes=100,
+        size=32,
     ),
     "mnist": Known(
         "MNIST, 60,000 + 10,000 handwritten digits of 28x28 (LeCun et al. 1998)",
@@ -51,6 +59,9 @@ KNOWN = {
         (0.1307,),
         (0.3081,),
         "computed",
+        classes=10,
+        size=28,
+        channels=1,
     ),
     "fashion_mnist": Known(
         "Fashion-MNIST, 60,000 + 10,000 clothes of 28x28 (Xiao et al. 2017)",
@@ -58,23 +69,37 @@ KNOWN = {
         (0.2860,),
         (0.3530,),
         "computed",
+        classes=10,
+        size=28,
+        channels=1,
     ),
     "imagenet2012": _IMAGENET,
     "cifar10_dvs": Known(
         "CIFAR10-DVS, 10,000 recordings, 128x128 events (Li et al. 2017)",
         "CC BY 4.0 (figshare)",
+        classes=10,
+        size=128,
+        channels=2,
     ),
     "dvs128_gesture": Known(
         "DVS128 Gesture, 11 gestures of 29 people, 128x128 events (Amir et al. 2017)",
         "CC BY 4.0 (IBM research)",
+        classes=11,
+        size=128,
+        channels=2,
     ),
     "nmnist": Known(
         "N-MNIST, 60,000 + 10,000 recordings, 34x34 events (Orchard et al. 2015)",
         "CC BY-SA 4.0, by its authors' page",
+        classes=10,
+        size=34,
+        channels=2,
     ),
     "ncaltech101": Known(
         "N-Caltech101, 8,709 recordings, 240x180 events (Orchard et al. 2015)",
         "CC BY 4.0, by its authors' page",
+        classes=101,
+        channels=2,
     ),
 }
 # Cuts of a set, in its layout, that nothing here makes. The statistics are those of the

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 PREVIEW = "figures/preview.png"  # may be there before a run is
+CERTIFICATE = "certificate.json"  # likewise, and certificate.1.json, ...
 
 
 def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
@@ -63,7 +65,9 @@ def is_free(workdir: Path) -> bool:
         return True
     half = _temp(workdir / "config.json").name  # killed before it had a config
     files = {p.relative_to(workdir).as_posix() for p in workdir.rglob("*")}
-    return files <= {half, "figures", PREVIEW}
+    name, _, end = CERTIFICATE.partition(".")
+    left = {f for f in files if not re.fullmatch(rf"{name}(\.\d+)?\.{end}", f)}
+    return left <= {half, "figures", PREVIEW}
 
 
 def open_run(

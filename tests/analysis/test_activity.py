@@ -109,6 +109,20 @@ def test_of_two_spikes_the_rarer_one_drives():
     assert sums.skipped == together < sums.events
 
 
+def test_which_of_two_spikes_is_rarer_is_judged_in_the_end():
+    def fn(a, b):
+        return jnp.einsum("bnd,bmd->bnm", a, b, preferred_element_type=jnp.float32)
+
+    ones, none = jnp.ones((1, 3, 8), bool), jnp.zeros((1, 3, 8), bool)
+    whole, parts = (activity.Counter(fn, params=()) for _ in range(2))
+    whole(jnp.concatenate([ones, none]), jnp.concatenate([none, ones]))
+    parts(ones, none)
+    parts(none, ones)
+    assert [t[1:] for t in whole.tallies] == [t[1:] for t in parts.tallies]
+    (sums,) = (t for t in whole.tallies if t.driven)
+    assert (sums.events, sums.skipped) == (3 * 8 * 3, 0)
+
+
 def test_a_grouped_strided_convolution():
     def fn(w, x):
         return jax.lax.conv_general_dilated(

@@ -13,13 +13,13 @@ ROWS = [
     Work("fc", energy.LINEAR, possible=1000, events=200, skipped=200, spike_bits=50),
     Work("attention", energy.ATTENTION, possible=400, events=80, skipped=30),
     Work("neuron", energy.NEURONS, additions=20, comparisons=10, states=10),
-    Work("fc_bn", energy.DENSE, additions=7),
+    Work("fc_bn", energy.DENSE, additions=7, words=14),
 ]
 ANN = [
-    Work("stem/conv_0", energy.INPUT, macs=100, spike_bits=30),
-    Work("fc", energy.LINEAR, macs=250, spike_bits=25),
-    Work("neuron", energy.NEURONS, comparisons=5, spike_bits=5),
-    Work("fc_bn", energy.DENSE, additions=7),
+    Work("stem/conv_0", energy.INPUT, macs=100, activations=30),
+    Work("fc", energy.LINEAR, macs=250, activations=20, signed=5),
+    Work("neuron", energy.NEURONS, comparisons=5, activations=5),
+    Work("fc_bn", energy.DENSE, additions=7, words=14),
 ]
 
 
@@ -42,7 +42,7 @@ def test_the_field_counts_products_with_the_input_and_spikes():
 
 def test_the_full_account_counts_everything():
     account = energy.full(ROWS, INTEGER)
-    bits = 8 * (100 + 200 + 80) + 50 + 10 * 65
+    bits = 8 * (100 + 200 + 80) + 50 + 32 * (2 * 10 + 14)
     assert account == pytest.approx(
         {
             energy.INPUT: 23,
@@ -57,7 +57,7 @@ def test_the_full_account_counts_everything():
 
 def test_the_ann_multiplies():
     account = energy.ann(ANN, INTEGER, 4)
-    bits = 8 * 350 + 3 * 60  # 0 to 4 spikes take 3 bits
+    bits = 8 * 350 + 32 * 14 + 3 * 55 + 4 * 5  # 0 to 4 take 3 bits, -4 to 4 take 4
     assert account == pytest.approx(
         {
             energy.INPUT: 23,
@@ -70,10 +70,12 @@ def test_the_ann_multiplies():
 
 
 @pytest.mark.parametrize(
-    ("steps", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4)]
+    ("steps", "bits", "signed"),
+    [(1, 1, 2), (2, 2, 3), (3, 2, 3), (4, 3, 4), (7, 3, 4), (8, 4, 5)],
 )
-def test_equal_bits(steps, bits):
+def test_equal_bits(steps, bits, signed):
     assert energy.equal_bits(steps) == bits
+    assert energy.equal_bits(steps, signed=True) == signed
 
 
 @pytest.mark.parametrize("memory", [False, True])
@@ -148,7 +150,10 @@ def test_work_of_a_small_network_by_hand():
         "additions": 3 * 5 + 3 * 2,  # charge, bias
         "comparisons": 3 * 5,
         "states": 3 * 5,
-        "spike_bits": 3 * 5,
+        "words": 3 * 2,  # a bias each
+        "spike_bits": 2 * 3 * 5,  # handed on, and read
+        "activations": 0,
+        "signed": 0,
     }
     halves = energy.work(counter.tallies, examples=2)
     assert [r.macs for r in halves] == [r.macs / 2 for r in rows]
@@ -170,5 +175,8 @@ def test_accounts_hold_both_sides_at_both_costs():
     for name, parts in found["bars"].items():
         assert found["total_nj"][name] == pytest.approx(sum(parts.values()))
     assert found["sops"] == 280 and found["sops_zero_skipped"] == 230
-    assert found["ann_activation_bits"] == 3
+    assert found["ann_activation_bits"] == [3, 4]
+    assert list(found["bars"])[2::4] == [
+        f"{c.name}: spiking, all of it" for c in energy.COSTS
+    ]
     assert len(found["break_even"]) == 4

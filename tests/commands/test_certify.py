@@ -138,6 +138,44 @@ def test_a_checkpoint_of_another_model_is_named(run, tmp_path):
         certify.run(other, folder)
 
 
+@pytest.mark.parametrize("name", ["imagenet", "cifar10_dvs"])
+def test_a_recipe_needs_no_data(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("A2OS2A_DATA", str(tmp_path / "none"))
+    monkeypatch.setattr(certify, "HEADS", ("spikes",))  # faster
+    line = ["main", f"--config=configs/{name}.py", "--mode=certify"]
+    line += [f"--workdir={tmp_path / 'new'}", "--config.model.variant=1-64"]
+    assert main.main([*line, "--config.data.data_dir=nowhere"]) == 0
+    record = json.loads((tmp_path / "new" / certify.FILE).read_text())
+    size, classes = {"imagenet": (224, 1000), "cifar10_dvs": (None, 10)}[name]
+    assert record["data"] == {"imagenet": "imagenet2012"}.get(name, name)
+    assert record["heads"]["spikes"]["additions"] % classes == 0
+    if size:
+        assert record["products"][0]["count"] == (3 * size - 2) ** 2 * 3 * 8
+
+
+def test_a_certified_folder_is_free_for_a_run(tmp_path):
+    certify.run(config(), tmp_path)
+    certify.run(config(model__neuron__tau=3.0), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {certify.FILE, "certificate.1.json"}
+    assert workdirs.claim(tmp_path, config()) is None  # as training begins
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "certificate.json.bak").write_text("x")
+    assert not workdirs.is_free(tmp_path)
+
+
+def test_what_only_a_run_has_is_refused_without_one(tmp_path):
+    for key, value in {"checkpoint": "77", "timesteps": 3, "size": 16}.items():
+        with pytest.raises(ValueError, match=f"eval.{key}: got .* without a run"):
+            certify.run(config(**{f"eval__{key}": value}), tmp_path / "new")
+
+
+def test_a_workdir_that_cannot_be_made_is_found_first(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="cannot be made"):
+        certify.run(config(), tmp_path / "file")
+    assert not capsys.readouterr().out
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="not empty"):

@@ -17,7 +17,7 @@ import numpy as np
 from a2os2a_jax.analysis.audit import domain
 from a2os2a_jax.analysis.audit.domain import Value
 from a2os2a_jax.analysis.audit.report import Report, line
-from a2os2a_jax.analysis.audit.rules import ADDITION
+from a2os2a_jax.analysis.audit.rules import ADDITION, UNKNOWN
 from a2os2a_jax.analysis.audit.walk import Operation, open_jaxpr, trace, walk
 
 ALLOW = ("input",)
@@ -37,9 +37,11 @@ def certify(
       *avals: its arguments; shapes and dtypes are looked at, values never are.
       params: which arguments are constants at inference. What is computed from them
         alone is computed once and costs nothing. Arrays that `fn` closes over are
-        constants too, and their values are known.
+        constants too, and their values are known. Where no argument is left, nothing
+        is proven: give params=() to a function of data alone.
       allow: ("input",) permits products of parameters with an argument that is data and
-        has not been computed with; they are listed all the same.
+        has not been computed with, whatever it is (also a state that is handed in);
+        they are listed all the same, with the argument.
     Returns:
       A `Report`: .addition_only, .products, and str(report) a table. Operations are
       counted for one call, all spikes firing; products with a spike are additions.
@@ -48,7 +50,23 @@ def certify(
         or `fn` does not take arguments of these shapes.
     """
     closed, ins, inputs = read(fn, *avals, params=params, allow=allow)
-    return Report(tuple(walk(closed, ins, tuple(allow))), inputs)
+    operations = walk(closed, ins, tuple(allow))
+    if not inputs:
+        operations.append(_OF_NOTHING)
+    return Report(tuple(operations), inputs)
+
+
+_OF_NOTHING = Operation(
+    kind=UNKNOWN,
+    count=1,
+    alphabets=(),
+    widths=(),
+    into=0,
+    primitive="certify",
+    path="the arguments",
+    source="",
+    why="none is data, so that everything is a constant; expected params=()",
+)
 
 
 def read(
@@ -105,6 +123,8 @@ def _checked(params, allow, count: int) -> tuple[int, ...]:
         raise ValueError(f"certify: allow is {allow!r}, expected () or {ALLOW}")
     try:
         found = tuple(map(operator.index, np.atleast_1d(params).tolist()))
+        if any(isinstance(i, bool) for i in found):
+            raise TypeError
     except (TypeError, ValueError):
         found = (-1,)
     if not all(0 <= i < count for i in found):

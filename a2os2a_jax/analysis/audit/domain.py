@@ -4,8 +4,10 @@ One `Value` stands for a whole array. An alphabet is a set of numbers that all e
 are in, for every input: an interval [lo, hi], and whether all are integers, and whether
 all are 0 or ± a power of two. {0, 1} is then the integers in [0, 1], {-1, 0, 1} those
 in [-1, 1], zero is [0, 0]; `REAL` knows nothing. Reading is algebraic: a float is the
-number it stands for; rounding, overflow and NaN are not looked at. Integers may wrap
-around, so what leaves the range of its dtype may be anything in it.
+number it stands for. Constants are rounded as their dtype does it; of what depends on
+data rounding, overflow and NaN are not looked at, and no branch or loop is decided by
+floats. Integers may wrap around, so what leaves the range of its dtype may be anything
+in it.
 """
 
 import math
@@ -168,11 +170,23 @@ def of_dtype(dtype) -> Alphabet:
 
 
 def fit(a: Alphabet, dtype) -> Alphabet:
-    """`a` held by `dtype`: an integer that leaves its range wraps around."""
+    """`a` held by `dtype`: floats are rounded, integers out of its range wrap around.
+
+    What one operation gives is then what it gives, bit for bit, where it is one number.
+    """
+    if jnp.issubdtype(dtype, jnp.floating):
+        lo, hi = _rounded_to(a.lo, dtype), _rounded_to(a.hi, dtype)
+        return a if (lo, hi) == (a.lo, a.hi) else Alphabet(lo, hi, a.integer, a.power)
     whole = of_dtype(dtype)
     exact = a.integer and max(-a.lo, a.hi) < _EXACT
     inside = exact and whole.lo <= a.lo and a.hi <= whole.hi
     return a if inside or not whole.integer else whole
+
+
+def _rounded_to(x: float, dtype) -> float:
+    if math.isinf(x) or x == int(x) and abs(x) <= 256:
+        return x
+    return float(np.asarray(x, np.float64).astype(dtype))
 
 
 # ---- the lattice

@@ -1,8 +1,9 @@
 """What each primitive does to alphabets, and what it costs: one rule per primitive.
 
 A rule gets a `Site` (the equation, what is known of its operands, and a place to charge
-operations to) and returns what is known of the results. A primitive without a rule is
-never proven: its result is real, and it is charged as unknown.
+operations to) and returns what is known of the results. A primitive without a rule, or
+with a program in its parameters that its rule does not read, is never proven: its
+result is real, and it is charged as unknown.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from a2os2a_jax.analysis.audit import domain
 from a2os2a_jax.analysis.audit.domain import BINARY, REAL, Alphabet, Value
@@ -138,14 +140,24 @@ def _convert(site: Site) -> Value:
     if new == jnp.bool_:
         if not value.alphabet.binary:
             site.charge(COMPARISON, site.size)
-        return site.result(_decided(value.alphabet), factors=())
+        decided = _is_integer(old) and _decided(value.alphabet)
+        return site.result(decided or BINARY, factors=())
     if _is_integer(new):
         if not value.alphabet.integer:
             site.charge(BITWISE, site.size)
         alphabet = domain.fit(domain.rounded(value.alphabet), new)
         same = alphabet == value.alphabet
         return value if same else value.of(alphabet)
-    return value
+    return replace(value, alphabet=domain.fit(value.alphabet, new))
+
+
+def _reduce_precision(site: Site) -> Value:
+    """Rounds by the bits of a float, of which nothing is known here."""
+    (a,) = site.ins
+    if a.alphabet.ternary:
+        return a
+    site.charge(BITWISE, site.size)
+    return site.result(REAL, weights=a.weights)
 
 
 def _is_integer(dtype) -> bool:
@@ -209,7 +221,14 @@ def _reduce_sum(site: Site) -> Value:
     count = before // max(site.size, 1)
     if count > 1:
         site.charge(ADDITION, before)
-    return site.result(domain.sum_of(a.alphabet, count), weights=a.weights)
+    return site.result(_sum(site, a.alphabet, count), weights=a.weights)
+
+
+def _sum(site: Site, a: Alphabet, count: int) -> Alphabet:
+    """Of `count` entries, in an order that is not known: rounding may differ."""
+    total = domain.sum_of(a, count)
+    loose = total.constant and not a.integer and count > 1
+    return REAL if loose and not _is_integer(site.out.dtype) else total
 
 
 def _cumulative_sum(site: Site) -> Value:
@@ -244,20 +263,26 @@ def judge(
     constant = None if a.data and b.data else (b if a.data else a).alphabet
     if constant is not None and not summed and not constant.power:
         if "input" in allow and (a.input or b.input):
-            return MULTIPLICATION, "the untouched input times parameters", True
+            return MULTIPLICATION, _untouched(a, b), True
         what = f"{constant}" if constant.constant else "parameters"
+        if a.state or b.state:
+            return FOLDABLE, f"what a loop carries, times {what}", False
         return FOLDABLE, f"times {what}, which could be folded", False
     if x.ternary or y.ternary:
         return (ADDITION if summed else SELECT), "", False
     if x.power or y.power:
         return SHIFT, "", False
     if "input" in allow and constant is not None and (a.input or b.input):
-        return MULTIPLICATION, "the untouched input times parameters", True
+        return MULTIPLICATION, _untouched(a, b), True
     if x.integer or y.integer:
         whole = x if x.integer else y
         return INTEGER_PRODUCT, f"times {whole}: expand it into binary slots", False
     why = "data times data" if constant is None else "data times parameters"
     return MULTIPLICATION, why, False
+
+
+def _untouched(a: Value, b: Value) -> str:
+    return f"{a.input or b.input}, untouched, times parameters"
 
 
 def _multiply(site: Site) -> Value:
@@ -296,6 +321,8 @@ def _divide(site: Site) -> Value:
     if y.constant and y.lo:
         inverse = domain.constant(1 / y.lo)
         quotient = domain.times(x, inverse)
+        if x.constant:
+            quotient = domain.constant(x.lo / y.lo)
         quotient = domain.rounded(quotient) if integer else quotient
         if integer and not y.power:
             site.charge(MULTIPLICATION, site.size, why=f"integer division by {y}")
@@ -319,7 +346,10 @@ def _contract(site: Site, count: int, terms: int, padded: bool = False) -> Value
         if kind != ADDITION:
             site.charge(ADDITION, count, 0, 1, of=kind)
     product = domain.times(a.alphabet, b.alphabet)
-    alphabet = (domain.sum_up_to if padded else domain.sum_of)(product, terms)
+    if padded:
+        alphabet = domain.sum_up_to(product, terms)
+    else:
+        alphabet = _sum(site, product, terms)
     if not (a.data and b.data):
         for index in domain.merged(a, b):
             site.charge.advise(
@@ -434,8 +464,11 @@ def _reduce_product(site: Site) -> Value:
 
 def _compare(site: Site) -> Value:
     a, b = site.ins
-    known = _known(site.name, a.alphabet, b.alphabet)
-    site.charge(COMPARISON, site.size)
+    known = None
+    if not jnp.issubdtype(site.aval(0).dtype, jnp.inexact):  # whose rounding decides
+        known = _known(site.name, a.alphabet, b.alphabet)
+    bits = a.alphabet.ternary and b.alphabet.ternary  # one of them says it already
+    site.charge(BITWISE if bits else COMPARISON, site.size)
     for index in domain.merged(a, b):
         site.charge.advise(index, f"fold it into the threshold at {site.charge.place}")
     return site.result(BINARY if known is None else known, factors=())
@@ -594,7 +627,7 @@ def _remainder(site: Site) -> Value:
 
 
 MOVES = """reshape tile transpose broadcast_in_dim squeeze slice rev copy name
-    reduce_precision stop_gradient optimization_barrier sharding_constraint device_put
+    stop_gradient optimization_barrier sharding_constraint device_put
     reshard pvary""".split()
 NONLINEAR = """exp exp2 expm1 log log1p sqrt rsqrt cbrt tanh tan sin cos asin acos atan
     sinh cosh asinh acosh atanh atan2 logistic erf erfc erf_inv lgamma digamma
@@ -627,6 +660,7 @@ RULES: dict[str, Rule] = (
         "scatter-add": _scatter_add,
         "convert_element_type": _convert,
         "bitcast_convert_type": _bitcast,
+        "reduce_precision": _reduce_precision,
         "iota": _iota,
         "add": _add,
         "add_any": _add,
@@ -657,23 +691,57 @@ RULES: dict[str, Rule] = (
 )
 
 
+# Without a rule, and yet the same at every call if the operands are; nothing else is
+# taken for a constant because its operands are.
+PURE = """sort top_k fft cholesky lu qr eigh svd triangular_solve custom_linear_solve
+    population_count clz
+    nextafter reduce reduce_window select_and_scatter select_and_scatter_add
+    select_and_gather_add scatter scatter-add scatter_add scatter_mul scatter_min
+    scatter_max bessel_i0e bessel_i1e igamma igammac polygamma zeta
+    regularized_incomplete_beta complex real imag conj random_bits random_seed
+    random_split random_fold_in random_wrap random_unwrap random_gamma threefry2x32
+    rng_bit_generator""".split()
+
+
 def apply(site: Site) -> list[Value]:
-    """What is known of the results of a primitive that holds no program of its own."""
-    rule = RULES.get(site.name)
-    if rule is None or _complex(site) and site.name not in MOVES:
-        of = (
-            "no rule for this primitive"
-            if rule is None
-            else "no rule for complex numbers"
-        )
-        site.charge(UNKNOWN, max([1, *map(_size, site.eqn.outvars)]), why=of)
-        data = any(v.data for v in site.ins)
-        return [
-            Value(domain.of_dtype(getattr(v.aval, "dtype", None)), data)
-            for v in site.eqn.outvars
-        ]
+    """What is known of the results of a primitive that is no call of a program."""
+    rule, why = RULES.get(site.name), None
+    if rule is None:
+        why = "no rule for this primitive"
+    elif _complex(site) and site.name not in MOVES:
+        why = "no rule for complex numbers"
+    elif _programs(site) and not _is_scatter_add(site):
+        why = "runs a program that its rule does not read"
+    if why is not None:
+        return _unknown(site, why)
     result = rule(site)
     return result if isinstance(result, list) else [result]
+
+
+def _unknown(site: Site, why: str) -> list[Value]:
+    data = site.name not in PURE or any(v.data for v in site.ins)
+    count = max([1, *map(_size, site.eqn.outvars)])
+    site.charge(UNKNOWN, count, why=why, force=data)
+    return [
+        Value(domain.of_dtype(getattr(v.aval, "dtype", None)), data)
+        for v in site.eqn.outvars
+    ]
+
+
+def _programs(site: Site) -> list:
+    return list(jaxprs_in_params(site.eqn.params))
+
+
+def _is_scatter_add(site: Site) -> bool:
+    """That of jnp's .at[].add: its program is one sum of its two arguments."""
+    if site.name not in ("scatter-add", "scatter_add"):
+        return False
+    (program,) = _programs(site)
+    jaxpr = getattr(program, "jaxpr", program)
+    if len(jaxpr.eqns) != 1 or jaxpr.eqns[0].primitive.name not in ("add", "add_any"):
+        return False
+    eqn = jaxpr.eqns[0]
+    return set(eqn.invars) == set(jaxpr.invars) and eqn.outvars == list(jaxpr.outvars)
 
 
 def _size(var) -> int:

@@ -32,7 +32,7 @@ class Operation(NamedTuple):
     kind: see `rules`.
     count: operations of one call of the program.
     alphabets, widths, sizes: of the operands, with widths in bits and sizes in entries;
-      into: bits of the result.
+      into: bits of the result; of a state update, of an entry that is handed on.
     path: module path; source: file:line; as far as the program tells. No rule looks at
       either.
     why, advice: of a product: what is multiplied, and what to do about it.
@@ -108,7 +108,15 @@ class _Charge:
         return source_of(self.eqn) or self.where.source
 
     def __call__(
-        self, kind, count, *operands, why="", allowed=False, of="", force=False
+        self,
+        kind,
+        count,
+        *operands,
+        why="",
+        allowed=False,
+        of="",
+        force=False,
+        into=None,
     ) -> int | None:
         which = operands or tuple(range(len(self.ins)))
         folds = not force and not any(v.data for v in self.ins)
@@ -124,7 +132,9 @@ class _Charge:
                 count=count * self.where.times,
                 alphabets=tuple(str(a) for a, _ in pairs),
                 widths=tuple(_width(a, d) for a, d in pairs),
-                into=_width(domain.REAL, getattr(out, "dtype", None)),
+                into=_width(domain.REAL, getattr(out, "dtype", None))
+                if into is None
+                else into,
                 primitive=self.eqn.primitive.name,
                 path=path_of(self.eqn, self.where.path),
                 source=self.source,
@@ -238,9 +248,14 @@ class _Walker:
         carry = self.fixed_point(lambda c: step(self.quietly(), c, where)[:m], carry)
         out = step(self, carry, where._replace(times=where.times * length, loop=True))
         charge = _Charge(self.ledger, eqn, [*fixed, *carry, *xs], where)
+        bits = [
+            _width(value.alphabet, getattr(var.aval, "dtype", None))
+            for value, var in zip(out[m:], eqn.outvars[m:], strict=True)
+        ]
         for i, value in enumerate(carry, n):
             if value.data:
-                charge(rules.STATE, _entries(eqn.invars[i]) * length, i)
+                count = _entries(eqn.invars[i]) * length
+                charge(rules.STATE, count, i, into=max(bits, default=0))
         return [*carry, *out[m:]]
 
     @staticmethod

@@ -155,7 +155,17 @@ def test_variables_that_do_not_match_the_model():
 def test_numbers_and_lists_are_arguments_too():
     report = certify(lambda w, x, b: x[0] * w + b, 2, [X], True)
     assert report.refused and len(report.inputs) == 2
-    assert certify(lambda: jnp.ones(3)).addition_only
+
+
+@pytest.mark.parametrize(
+    ("args", "options"), [((), {}), ((X,), {}), ((X, X), dict(params=(0, 1)))]
+)
+def test_where_no_argument_is_data_nothing_is_proven(args, options):
+    report = certify(
+        lambda *a: jnp.ones(3) if not a else a[0] * a[-1], *args, **options
+    )
+    assert report.verdict == "not proven" and not report.addition_only
+    assert "expected params=()" in str(report)
 
 
 def test_a_report_needs_no_names():

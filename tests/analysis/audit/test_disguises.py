@@ -28,6 +28,78 @@ def whole(a):
     return jnp.round(a).astype(jnp.int32)
 
 
+# ---- programs in parameters, foreign code, and what rounding decides
+
+
+@disguise
+def squares_of_entries(a, b):
+    def square(v):
+        return v.at[np.arange(4)].apply(lambda u: u * u)
+
+    return (square(a + b) - square(a - b)) / 4
+
+
+@disguise
+def sums_that_are_products(a, b):
+    at = np.arange(4)[:, None]
+    dims = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+    return lax.scatter_mul(a, at, b, dims)
+
+
+@disguise
+def applied_in_a_loop(a, b):
+    return lax.fori_loop(0, 3, lambda i, c: c.at[i].apply(jnp.sin), a) + b
+
+
+@disguise
+def random_weights(a, b):
+    w = lax.rng_uniform(jnp.float32(0), jnp.float32(1), (4, 4))
+    return (a > 0).astype(a.dtype) @ jnp.square(w) + b
+
+
+@disguise
+def foreign_weights(a, b):
+    w = jax.ffi.ffi_call("sensor", jax.ShapeDtypeStruct((4, 4), a.dtype))()
+    return (a > 0).astype(a.dtype) @ w + b
+
+
+@disguise
+def a_branch_that_rounding_takes(a, b):
+    y = jnp.ones(()) + 2.0**-30  # in float32 it is 1
+    return lax.cond(y > 1, lambda: a + b, lambda: a * b)
+
+
+@disguise
+def a_choice_that_rounding_makes(a, b):
+    y = jnp.ones(()) + 2.0**-30
+    return jnp.where(y > 1, (a > 0).astype(a.dtype), a) * b
+
+
+@disguise
+def a_choice_that_precision_makes(a, b):
+    y = lax.reduce_precision(jnp.full((), 1.25), 8, 0)
+    return lax.cond(y == 1.25, lambda: a + b, lambda: a * b)
+
+
+@disguise
+def a_choice_that_nan_makes(a, b):
+    y = jnp.zeros(()) * jnp.inf
+    return lax.cond(y == 0, lambda: a + b, lambda: a * b)
+
+
+@disguise
+def a_constant_that_rounding_makes(a, b):
+    big = jnp.full((), 3 * 2.0**30)
+    c = big + 150 + 150 + 212 - big  # 512, and 768 as float32 has it
+    return (a + b) * (c / 512)
+
+
+@disguise
+def a_constant_summed_up(a, b):
+    c = jnp.full(10, 0.1).sum()  # 1, or next to it
+    return (a + b) * c
+
+
 # ---- those that the certificate was promised to see
 
 

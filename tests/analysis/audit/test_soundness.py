@@ -181,6 +181,7 @@ UNARY = {
     "floor": (REALS, lax.floor),
     "ceil": (REALS, lax.ceil),
     "round": (REALS, lax.round),
+    "coarse": (REALS, lambda x: lax.reduce_precision(x, 8, 2)),
     "power0": (REALS, lambda x: lax.integer_pow(x, 0)),
     "power1": (REALS, lambda x: lax.integer_pow(x, 1)),
     "power3": (NUMBERS, lambda x: lax.integer_pow(x, 3)),
