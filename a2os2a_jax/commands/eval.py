@@ -141,7 +141,10 @@ def _write(
             record["bins"], path, title=f"Reliability: {of}"
         ),
         "any_time": lambda path: plots.any_time(
-            record["any_time"], path, title=f"Any-time accuracy: {of}"
+            record["any_time"],
+            path,
+            title=f"Any-time accuracy: {of}",
+            count=record["count"],
         ),
     }
     if not few:

@@ -1,7 +1,7 @@
 """--mode=figures: all that can be drawn of a trained run, as PNG and SVG."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 from a2os2a_jax import config as configs
 from a2os2a_jax.analysis import rates
 from a2os2a_jax.commands import eval as evaluation
-from a2os2a_jax.train import evaluate, metrics, trained
+from a2os2a_jax.train import evaluate, metrics, setup, trained
 from a2os2a_jax.train import workdir as workdirs
 
 IMAGES = 4  # of the token activity
+ENERGY = "energy.json"
 _ENDINGS = (".png", ".svg")
 
 
@@ -38,15 +39,29 @@ class Figure(NamedTuple):
     source: Path | None = None
 
 
+class Counted(NamedTuple):
+    """What --mode=energy wrote of just what is asked for.
+
+    Attributes:
+      path: of the file; None if there is none.
+      record: what it says.
+      why: there is none.
+    """
+
+    path: Path | None
+    record: Mapping[str, Any]
+    why: str = ""
+
+
 class Seen(NamedTuple):
-    """What the first batch of a split does in the model, on the host.
+    """What the first examples of a split do in the model, on the host.
 
     Attributes:
       images: of the first n <= IMAGES examples: [n, H, W, C], or [n, N, F] tokens; the
         mean of all frames where there are some.
       labels, logits: theirs, [n] and [n, classes].
       spikes: theirs, {layer: [n, T, neurons...]} in the order of the network.
-      rates: {layer: Rates of [T]} of all `count` examples of the batch.
+      rates: {layer: Rates of [T]} of all `count` examples.
       count: int.
     """
 
@@ -61,9 +76,10 @@ class Seen(NamedTuple):
 def run(config: ConfigDict, workdir: str) -> list[Path]:
     """Draws into DIR/figures/ what is not there yet, and says what it did.
 
-    A figure that is there is kept, unless the file with its numbers is newer. If other
-    weights, data, T or examples are asked for than those the run ended with, the names
-    end in a tag that says so, as in --mode=eval.
+    A figure that is there is kept, unless a file with its numbers is newer: of those of
+    --mode=energy, the latest of just what is asked for. If other weights, data, T or
+    examples are asked for than those the run ended with, the names end in a tag that
+    says so, as in --mode=eval.
 
     Returns:
       The files written.
@@ -109,34 +125,27 @@ def _is_there(path: Path, source: Path | None) -> bool:
 def _figures(config: ConfigDict, found: trained.Trained, folder: Path) -> list[Figure]:
     from a2os2a_jax.analysis import plots
 
-    m, dataset = configs.filled(config).model, found.parts.dataset
-    model = f"{m.name} {m.variant}, {m.attention.kind}"
-    what = f"{model}, on {dataset.name}"
-    tag = _tag(config, found, folder)
-    end, of = (f"_{tag}", f"{what}, {tag.replace('-', ', ')}") if tag else ("", what)
-    seen = functools.cache(lambda: first_batch(config, found))
-    energy = folder / "energy.json"
+    parts, split = found.parts, config.eval.split
+    size, tag = _size(config, found), _tag(config, found, folder)
+    end, of = f"_{tag}" if tag else "", what(config, parts, tag)
+    see = functools.partial(first_seen, config, parts, found.variables, split)
+    seen = functools.cache(lambda: see(min(size, config.eval.batch)))
+    energy = counted(config, found, folder)
 
     def rate_map(data, path):
         table, origin = data
         plots.rate_map(table, path, f"Firing rates: {of}; {origin}")
 
     def token_activity(layers, path):
-        plots.token_activity(seen().images, layers, path, f"Token activity: {of}")
+        images = seen().images
+        few = _over(config, found, len(images))
+        plots.token_activity(images, layers, path, f"Token activity: {of}; {few}")
 
     def energy_bars(data, path):
-        plots.energy_bars(data["bars"], path, f"Energy: {of}", data.get("note", ""))
-
-    def of_one_image(_, path):
-        s = seen()
-        plots.spike_raster(
-            {name: spikes[0] for name, spikes in s.spikes.items()},
-            s.images[0],
-            path,
-            label=int(s.labels[0]),
-            prediction=int(s.logits[0].argmax()),
-            class_names=dataset.class_names,
-        )
+        steps = f", T = {data['timesteps']}" if data["timesteps"] else ""
+        over = _over(config, found, size)
+        title = f"Estimated energy: {of}{steps}; {over}"
+        plots.energy_bars(data["bars"], path, title, data["note"])
 
     log = folder / "metrics.jsonl"
     return [
@@ -144,30 +153,48 @@ def _figures(config: ConfigDict, found: trained.Trained, folder: Path) -> list[F
             "training_curves",
             lambda: records(log),
             lambda data, path: plots.training_curves(
-                data, path, f"{config.data.name}: {model}"
+                data, path, f"{config.data.name}: {model_of(config)}"
             ),
             log,
         ),
         Figure(
             f"any_time{end}",
             lambda: any_time(config, found, folder),
-            lambda data, path: plots.any_time(data, path, f"Any-time accuracy: {of}"),
+            lambda data, path: plots.any_time(
+                data, path, f"Any-time accuracy: {of}", size
+            ),
         ),
-        Figure(f"spike_raster{end}", seen, of_one_image),
+        Figure(
+            f"spike_raster{end}",
+            lambda: see(1),
+            lambda data, path: spike_raster(
+                data, path, raster_title(of, split), parts.dataset.class_names
+            ),
+        ),
         Figure(
             f"rate_map{end}",
             lambda: rate_table(config, found, energy, seen),
             rate_map,
-            energy,
+            energy.path,
         ),
         Figure(f"token_activity{end}", lambda: token_layers(seen()), token_activity),
-        Figure(
-            f"energy_bars{end}",
-            lambda: bars(config, found, energy),
-            energy_bars,
-            energy,
-        ),
+        Figure(f"energy_bars{end}", lambda: bars(energy), energy_bars, energy.path),
     ]
+
+
+def model_of(config: ConfigDict) -> str:
+    m = configs.filled(config).model
+    return f"{m.name} {m.variant}, {m.attention.kind}"
+
+
+def what(config: ConfigDict, parts: setup.Parts, tag: str = "") -> str:
+    """Model, data, and the words of the tag, for titles."""
+    tagged = f", {tag.replace('-', ', ')}" if tag else ""
+    return f"{model_of(config)}, on {parts.dataset.name}{tagged}"
+
+
+def raster_title(of: str, split: str) -> str:
+    return f"{of}; the first of {split}"
 
 
 def _tag(config: ConfigDict, found: trained.Trained, folder: Path) -> str:
@@ -218,11 +245,11 @@ def any_time(config: ConfigDict, found: trained.Trained, folder: Path) -> list[f
     return found.parts.evaluator(config, split).report(found.variables)["any_time"]
 
 
-def first_batch(config: ConfigDict, found: trained.Trained) -> Seen:
-    """One pass of the first `eval.batch` examples of `eval.split`."""
-    parts = found.parts
-    split = parts.dataset.split(config.eval.split)
-    count = min(_size(config, found), config.eval.batch)
+def first_seen(
+    config: ConfigDict, parts: setup.Parts, variables: Any, split: str, count: int
+) -> Seen:
+    """One pass of the first `count` examples of the split."""
+    split = parts.dataset.split(split)
     order: list[str] = []  # of the layers in the network; jit returns them sorted
 
     @jax.jit
@@ -239,7 +266,7 @@ def first_batch(config: ConfigDict, found: trained.Trained) -> Seen:
         return jax.tree.map(lambda x: x[:IMAGES], few), measured
 
     payload = split.fetch(np.arange(count))
-    few, measured = jax.device_get(forward(found.variables, split.resident, payload))
+    few, measured = jax.device_get(forward(variables, split.resident, payload))
     images, labels, logits, spikes = few
     if images.ndim == (5 if config.model.stem == "sps" else 4):
         images = images.mean(1)  # over frames
@@ -250,6 +277,23 @@ def first_batch(config: ConfigDict, found: trained.Trained) -> Seen:
         {name: np.asarray(spikes[name], np.float32) for name in order},
         {name: measured[name] for name in order},
         count,
+    )
+
+
+def spike_raster(
+    seen: Seen, path: Path, title: str, class_names: Sequence[str] | None
+) -> Path:
+    """Draws the first example."""
+    from a2os2a_jax.analysis import plots
+
+    return plots.spike_raster(
+        {name: spikes[0] for name, spikes in seen.spikes.items()},
+        seen.images[0],
+        path,
+        label=int(seen.labels[0]),
+        prediction=int(seen.logits[0].argmax()),
+        class_names=class_names,
+        title=title,
     )
 
 
@@ -273,69 +317,106 @@ def token_layers(seen: Seen) -> dict[str, np.ndarray]:
 def rate_table(
     config: ConfigDict,
     found: trained.Trained,
-    energy: Path,
+    energy: Counted,
     seen: Callable[[], Seen],
 ) -> tuple[dict[str, Any], str]:
-    """({layer: [T], or plus and minus}, over what): from energy.json, if it has them.
+    """({layer: [T], or plus and minus}, over what): counted on all, or else seen.
 
     Raises:
-      ValueError: energy.json has a layer without plus and minus.
+      ValueError: the file of --mode=energy has a layer without plus and minus.
     """
-    try:
-        measured = _energy(config, found, energy, "rates")
-    except Missing:
+    if energy.path is None:
         s = seen()
         table = {
             name: {"plus": r.plus, "minus": r.minus} if r.minus.any() else r.rate
             for name, r in s.rates.items()
         }
         return table, _over(config, found, s.count)
-    table = {}
     order = [layer.name for layer in found.parts.layers(config)]  # JSON has none
-    for name in sorted(measured, key=lambda n: (order + [n]).index(n)):
-        of = measured[name]
+    measured = _object(energy, "rates")
+    measured = {
+        name: measured[name]
+        for name in sorted(measured, key=lambda n: (order + [n]).index(n))
+    }
+    table = signed_rates(measured, energy.path)
+    return table, _over(config, found, _size(config, found))
+
+
+def signed_rates(rates: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """{layer: [T], or plus and minus where its spikes have signs}.
+
+    rates: of the file at path, {layer: {"plus", "minus", "alphabet"}}.
+    """
+    table = {}
+    for name, of in rates.items():
         if not isinstance(of, dict) or not {"plus", "minus"} <= of.keys():
             raise ValueError(
-                f"{energy}: rates of {name} are {str(of)[:60]}, expected an object "
+                f"{path}: rates of {name} are {str(of)[:60]}, expected an object "
                 "with plus and minus"
             )
         signed = "-1" in of.get("alphabet", "") or any(of["minus"])
         plus, minus = of["plus"], of["minus"]
         table[name] = {"plus": plus, "minus": minus} if signed else plus
-    return table, _over(config, found, _size(config, found))
+    return table
 
 
-def bars(config: ConfigDict, found: trained.Trained, energy: Path) -> dict[str, Any]:
-    """energy.json: bars {account: {part: nJ}}, and perhaps a note.
+def bars(energy: Counted) -> dict[str, Any]:
+    """{"bars": {account: {part: nJ}}, "note", "timesteps"}, the latter perhaps None.
 
     Raises:
-      Missing: there is none of these weights.
+      Missing: --mode=energy wrote nothing of what is asked for.
     """
+    if energy.path is None:
+        raise Missing(energy.why)
     return {
-        "bars": _energy(config, found, energy, "bars"),
-        "note": workdirs.read_json(energy).get("note") or "",
+        "bars": _object(energy, "bars"),
+        "note": energy.record.get("note") or "",
+        "timesteps": energy.record.get("timesteps"),
     }
 
 
-def _energy(
-    config: ConfigDict, found: trained.Trained, path: Path, key: str
-) -> dict[str, Any]:
-    """What energy.json has under `key`, if it is of the same weights and data."""
-    if not path.exists():
-        raise Missing("run --mode=energy first")
-    record = workdirs.read_json(path)
-    same = {
+def counted(config: ConfigDict, found: trained.Trained, folder: Path) -> Counted:
+    """The latest that --mode=energy wrote of these weights, data and examples.
+
+    Raises:
+      ValueError: a file that is no JSON object, before one that fits is found.
+    """
+    want = {
         "weights": f"{found.weights} of step {', '.join(map(str, found.steps))}",
         "changed": found.changed,
         "split": config.eval.split,
         "count": _size(config, found),
     }
-    for name, want in same.items():
-        if record.get(name, want) != want:
-            raise Missing(
-                f"{path.name} is not of this run as asked ({name} is {record[name]}, "
-                f"expected {want}): run --mode=energy with the same options"
+    why = "run --mode=energy first"
+    for i, path in enumerate(_kept(folder / ENERGY)):
+        record = workdirs.read_json(path)
+        wrong = [name for name in want if record.get(name) != want[name]]
+        if not wrong:
+            return Counted(path, record)
+        if not i:
+            name = wrong[0]
+            why = (
+                f"{path.name} is not of this run as asked ({name} is "
+                f"{record.get(name)}, expected {want[name]}): run --mode=energy with "
+                "the same options"
             )
-    if not isinstance(record.get(key), dict):
-        raise ValueError(f"{path}: got no {key}, expected an object of that name")
-    return record[key]
+    return Counted(None, {}, why)
+
+
+def _kept(path: Path) -> list[Path]:
+    """The file and the earlier ones that `workdir.write_new` kept, the newest first."""
+    numbered = {
+        int(number): other
+        for other in path.parent.glob(f"{path.stem}.*{path.suffix}")
+        if (number := other.name.split(".")[1]).isdecimal()
+        and other.name == f"{path.stem}.{number}{path.suffix}"
+    }
+    earlier = [numbered[number] for number in sorted(numbered, reverse=True)]
+    return [path, *earlier] if path.exists() else earlier
+
+
+def _object(energy: Counted, key: str) -> dict[str, Any]:
+    value = energy.record.get(key)
+    if not isinstance(value, dict):
+        raise ValueError(f"{energy.path}: got no {key}, expected an object")
+    return value

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from a2os2a_jax import config as configs
+from a2os2a_jax.commands import figures
 from a2os2a_jax.train import loop, metrics
 from a2os2a_jax.train import workdir as workdirs
 
@@ -29,12 +29,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         )
         print(f"same command without it goes on. Checkpoint: {folder / 'checkpoints'}")
         return result
-    figures = draw(config, folder)
+    drawn = draw(config, folder)
     if finished:
         print(f"{folder} holds this run already, finished earlier:")
     print(table(result))
     print(f"wrote {folder}: result.json, metrics.jsonl, config.json, checkpoints/")
-    for figure in figures:
+    for figure in drawn:
         print(f"      {figure}")
     print(f"next: the same command with --mode=eval scores {folder} again, and a new")
     print("      --workdir with --config.seed=1 or --config.model.attention.kind=none")
@@ -98,40 +98,21 @@ def draw(config: ConfigDict, folder: Path) -> list[Path]:
         print("no figures: matplotlib is not installed (pip install matplotlib)")
         return []
     curves.parent.mkdir(exist_ok=True)
-    m = configs.filled(config).model
-    title = f"{config.data.name}: {m.name} {m.variant}, {m.attention.kind}"
     if curves in wanted:
         plots.training_curves(
-            metrics.read_lines(folder / "metrics.jsonl"), curves, title
+            metrics.read_lines(folder / "metrics.jsonl"),
+            curves,
+            f"{config.data.name}: {figures.model_of(config)}",
         )
     if raster in wanted:
-        _draw_raster(plots, config, folder, raster)
+        _draw_raster(config, folder, raster)
     return wanted
 
 
-def _draw_raster(plots, config: ConfigDict, folder: Path, path: Path) -> None:
-    from a2os2a_jax.analysis import rates
-
+def _draw_raster(config: ConfigDict, folder: Path, path: Path) -> None:
+    """As --mode=figures draws it, of what the run ended with."""
     parts, _, variables = workdirs.load_trained(config, folder)
-    split = parts.dataset.split(config.eval.split)
-    order: list[str] = []  # of the layers in the network; jit returns them sorted
-
-    @jax.jit
-    def forward(variables, resident, payload):
-        batch = split.gather(resident, payload)
-        logits, sown = parts.model.apply(variables, batch["image"], mutable=["spikes"])
-        layers = rates.layers(sown["spikes"])
-        order.extend(layers)
-        return batch, logits, layers
-
-    first = split.fetch(np.zeros(1, np.int64))
-    batch, logits, spikes = jax.device_get(forward(variables, split.resident, first))
-    image = batch["image"][0]
-    plots.spike_raster(
-        {name: np.asarray(spikes[name][0], np.float32) for name in order},
-        image.mean(0) if image.ndim == 4 else image,  # of all frames
-        path,
-        label=int(batch["label"][0]),
-        prediction=int(logits[0].argmax()),
-        class_names=parts.dataset.class_names,
-    )
+    split = workdirs.read_json(folder / "config.json")["eval"]["split"]
+    seen = figures.first_seen(config, parts, variables, split, 1)
+    title = figures.raster_title(figures.what(config, parts), split)
+    figures.spike_raster(seen, path, title, parts.dataset.class_names)

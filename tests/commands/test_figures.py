@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from a2os2a_jax import config as configs  # noqa: E402
 from a2os2a_jax.analysis import plots, rates  # noqa: E402
 from a2os2a_jax.commands import eval as evaluation  # noqa: E402
-from a2os2a_jax.commands import figures  # noqa: E402
+from a2os2a_jax.commands import figures, train  # noqa: E402
 from a2os2a_jax.train import loop, setup, trained  # noqa: E402
 
 NAMES = ("training_curves", "any_time", "spike_raster", "rate_map", "token_activity")
@@ -86,7 +86,8 @@ def no_scores(monkeypatch):
 def drawn(monkeypatch):
     """{name of the function: its arguments but for the path}; nothing is written."""
     calls = {}
-    for name in ("rate_map", "token_activity", "spike_raster", "any_time"):
+    names = ("rate_map", "token_activity", "spike_raster", "any_time", "energy_bars")
+    for name in names:
 
         def spy(*args, _name=name, **options):
             calls[_name] = args, options
@@ -99,7 +100,7 @@ def _bytes(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def _energy(workdir, **changes):
+def _energy(workdir, name="energy.json", **changes):
     of = {
         "another": {"plus": [0.3] * 4, "minus": [0.0] * 4, "alphabet": "{0, 1}"},
         "block_v": {"plus": [0.2] * 4, "minus": [0.0] * 4, "alphabet": "{-1, 0, 1}"},
@@ -113,7 +114,7 @@ def _energy(workdir, **changes):
         "rates": of,
         "bars": BARS,
     }
-    (workdir / "energy.json").write_text(json.dumps(record | changes))
+    (workdir / name).write_text(json.dumps(record | changes))
 
 
 def test_all_figures_are_written_once(workdir, capsys):
@@ -160,6 +161,96 @@ def test_energy_is_drawn_when_it_is_there_and_again_when_newer(
     )
 
 
+OF_RUN = {"weights": "weights of step 4", "count": 100}
+
+
+def _at(path, seconds):
+    """Sets when the file was written."""
+    os.utime(path, (seconds, seconds))
+
+
+def test_an_energy_json_of_other_examples_makes_no_figure_due(
+    workdir, no_scores, capsys
+):
+    _energy(workdir, **OF_RUN)
+    _at(workdir / "energy.json", 1e9)
+    written = figures.run(_config(), workdir)
+    assert written[-1].name == "energy_bars.svg"
+    before = _bytes(workdir / "figures")
+    capsys.readouterr()
+    # as --mode=energy --config.eval.examples=40 leaves it
+    (workdir / "energy.json").rename(workdir / "energy.1.json")
+    _energy(workdir, **OF_RUN | {"count": 40})
+    _at(workdir / "energy.json", 4e9)
+    assert figures.run(_config(), workdir) == []
+    assert "kept" in capsys.readouterr().out.splitlines()[-1]
+    assert _bytes(workdir / "figures") == before
+    path = workdir / "figures" / "energy_bars.png"
+    path.unlink()
+    assert figures.run(_config(), workdir) == [path]  # of all 100, again
+    assert path.read_bytes() == before[path]
+    _at(workdir / "energy.1.json", 4e9)  # what fits is newer
+    names = {p.name for p in figures.run(_config(), workdir)}
+    assert names == {
+        f"{n}.{e}" for n in ("rate_map", "energy_bars") for e in ("png", "svg")
+    }
+
+
+def test_the_newest_that_fits_is_drawn(tmp_path):
+    def found():
+        return figures.counted(_config(), FOUND, tmp_path)
+
+    assert found() == (None, {}, "run --mode=energy first")
+    (tmp_path / "energy.old.json").write_text("no number: nothing of ours")
+    (tmp_path / "energy.1.json").write_text("of no kind, but never read")
+    _energy(tmp_path, "energy.2.json", note="older")
+    _energy(tmp_path, "energy.10.json", note="newer")
+    _energy(tmp_path, "energy.11.json", count=8)
+    _energy(tmp_path, count=7)
+    assert found().path == tmp_path / "energy.10.json"
+    assert figures.bars(found())["note"] == "newer"
+    (tmp_path / "energy.10.json").unlink()
+    assert figures.bars(found())["note"] == "older"
+    (tmp_path / "energy.2.json").unlink()
+    with pytest.raises(ValueError, match="energy.1.json: got 'of no kind"):
+        found()
+    (tmp_path / "energy.1.json").unlink()
+    assert found().path is None  # and the newest says why
+    assert "energy.json is not of this run as asked (count is 7" in found().why
+
+
+def test_titles_say_of_what(workdir, drawn, no_scores):
+    _energy(workdir, **OF_RUN, timesteps=4, note="rate 12 %")
+    figures.run(_config(), workdir)
+    model = figures.model_of(_config())
+    bars, _, title, note = drawn["energy_bars"][0]
+    assert (bars, note) == (BARS, "rate 12 %")
+    assert title == f"Estimated energy: {model}, on fake, T = 4; all 100 of test"
+    about = drawn["spike_raster"][1]
+    assert about["title"] == f"{model}, on fake; the first of test"
+    assert drawn["any_time"][0][3] == 100  # examples
+    assert drawn["token_activity"][0][3].endswith("on fake; first 4 of test")
+    figures.run(_config(eval__timesteps=6, eval__examples=40), workdir)
+    about = drawn["spike_raster"][1]
+    tag = "step4, test, T6, first40"
+    assert about["title"] == f"{model}, on fake, {tag}; the first of test"
+    assert drawn["any_time"][0][3] == 40
+
+
+def test_the_raster_is_the_one_of_the_training(tmp_path, no_scores):
+    config = _config()
+    train.run(config, str(tmp_path))
+    raster = tmp_path / "figures" / "spike_raster.png"
+    trained_one = raster.read_bytes()
+    raster.unlink()
+    assert raster in figures.run(config, tmp_path)
+    assert raster.read_bytes() == trained_one
+    raster.unlink()
+    config.eval.update(split="train", batch=9)  # not what the run ended with
+    assert train.draw(config, tmp_path) == [raster]
+    assert raster.read_bytes() == trained_one
+
+
 SPLITS = {"test": SimpleNamespace(size=9), "train": SimpleNamespace(size=30)}
 PARTS = SimpleNamespace(
     dataset=SimpleNamespace(split=SPLITS.get),
@@ -175,8 +266,8 @@ def _seen():
 
 def test_rates_of_energy_json_have_two_signs_where_the_alphabet_has(tmp_path):
     _energy(tmp_path)
-    path = tmp_path / "energy.json"
-    table, over = figures.rate_table(_config(), FOUND, path, _seen)
+    energy = figures.counted(_config(), FOUND, tmp_path)
+    table, over = figures.rate_table(_config(), FOUND, energy, _seen)
     signed = {"plus": [0.2] * 4, "minus": [0.0] * 4}
     assert table == {"stem": [0.1] * 4, "block_v": signed, "another": [0.3] * 4}
     assert list(table) == ["stem", "block_v", "another"]  # as in the network
@@ -190,21 +281,22 @@ def test_rates_of_energy_json_have_two_signs_where_the_alphabet_has(tmp_path):
         {"split": "train"},
         {"changed": {"timesteps": 8}},
         {"count": 8},
+        {"count": None},
     ],
 )
 def test_energy_of_something_else_is_not_drawn(tmp_path, changes):
     _energy(tmp_path, **changes)
-    path = tmp_path / "energy.json"
+    energy = figures.counted(_config(), FOUND, tmp_path)
     ((key, value),) = changes.items()
     with pytest.raises(figures.Missing) as why:
-        figures.bars(_config(), FOUND, path)
+        figures.bars(energy)
     expected = f"energy.json is not of this run as asked ({key} is {value}, expected "
     assert str(why.value).startswith(expected)
     rate = np.array([0.5, 0.25])
     here = figures.Seen(
         None, None, None, {}, {"n": rates.Rates(rate, rate, 0 * rate)}, 7
     )
-    table, over = figures.rate_table(_config(), FOUND, path, lambda: here)
+    table, over = figures.rate_table(_config(), FOUND, energy, lambda: here)
     assert table == {"n": rate} and over == "first 7 of test"
 
 
@@ -218,10 +310,10 @@ def test_energy_of_something_else_is_not_drawn(tmp_path, changes):
 )
 def test_an_energy_json_that_is_none(tmp_path, changes, message):
     _energy(tmp_path, **changes)
-    path = tmp_path / "energy.json"
+    energy = figures.counted(_config(), FOUND, tmp_path)
     with pytest.raises(ValueError, match=f"energy.json: {message}"):
-        figures.rate_table(_config(), FOUND, path, _seen)
-        figures.bars(_config(), FOUND, path)
+        figures.rate_table(_config(), FOUND, energy, _seen)
+        figures.bars(energy)
 
 
 def test_accuracies_are_those_of_the_evaluation(workdir, drawn):

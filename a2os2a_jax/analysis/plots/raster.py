@@ -1,4 +1,4 @@
-"""The spikes of one image, layer by layer."""
+"""The spikes of one example, layer by layer."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,13 @@ def spike_raster(
     label: int,
     prediction: int,
     class_names: Sequence[str] | None = None,
+    title: str = "",
 ) -> Path:
-    """How spikes of one image pass through the layers, timestep by timestep.
+    """How spikes of one example pass through the layers, timestep by timestep.
 
     Left the image; then a row per layer: its firing rate, one map of positions ×
     channels per timestep (an even sample of at most 24 × 60), and where on the image
-    the layer fires, summed over channels and time.
+    the layer fires, summed over channels and time, with the most of any place.
 
     Args:
       spikes: {layer: [T, neurons...]} in the order of the network, one example, no
@@ -34,6 +35,7 @@ def spike_raster(
       path: a .png or .svg to write.
       label, prediction: class indices.
       class_names: what the indices stand for; the numbers if None.
+      title: below the heading, such as model and data.
     Returns:
       path.
     Raises:
@@ -55,11 +57,14 @@ def spike_raster(
             f"spike_raster: image has shape {image.shape}, expected [H, W] or [H, W, C]"
         )
     (t,) = times
-    cell, row, left, where, top = 1.55, 0.78, 2.3, 0.85, 0.95  # inches
+    cell, row, left, where = 1.55, 0.78, 2.3, 0.85  # inches
     captions = {name: _caption(name, s) for name, s in layers.items()}
     names = 0.3 + 0.075 * max(len(x) for c in captions.values() for x in c.split("\n"))
-    height = max(top + 0.75 + row * len(layers), 4.7)
-    width = left + names + cell * t + where + 0.35
+    most = 0.2 + 0.075 * max(len(_most(m)) for m, _ in maps.values())
+    width = left + names + cell * t + where + most
+    title = base.folded(title, int(12 * width))
+    top = 0.95 + (0.2 * (title.count("\n") + 1) if title else 0)
+    height = top + max(0.75 + row * len(layers), 3.75)
     figure = base.figure(width, height)
 
     def text(x: float, y: float, string: str, **style):
@@ -68,7 +73,9 @@ def spike_raster(
     named = [
         str(i) if class_names is None else class_names[i] for i in (label, prediction)
     ]
-    text(0.25, 0.3, f"Spikes of one image over {t} timesteps", size=13, va="center")
+    text(0.25, 0.3, f"Spikes of one example over {t} timesteps", size=13, va="center")
+    if title:
+        text(0.25, 0.5, title, size=10, va="top", linespacing=1.2)
     base.draw_image(base.axes_at(figure, 0.3, top, 1.8, 1.8), image)
     verdict = "correct" if label == prediction else "wrong"
     text(
@@ -135,16 +142,18 @@ def spike_raster(
                 figure, x_where - (row - 0.12) / 2, y, row - 0.12, row - 0.12
             )
             spots = np.abs(m).sum((0, 2)).reshape(grid)
-            most = max(spots.max(), 1)  # a silent layer is dark, not an error
+            high = max(spots.max(), 1)  # a silent layer is dark, not an error
             axis.imshow(
-                spots, cmap=base.SHARES, vmin=0, vmax=most, interpolation="nearest"
+                spots, cmap=base.SHARES, vmin=0, vmax=high, interpolation="nearest"
             )
             base.bare(axis)
+            beside = x_where + (row - 0.12) / 2 + 0.07
+            text(beside, y + (row - 0.12) / 2, _most(m), size=9, va="center")
     text(
         x0 + 0.05,
         top + row * len(layers) + 0.05,
         "t: an even sample of positions (down) × channels (across).\n"
-        "where: spikes at each place, over all channels and t; bright is many.\n"
+        "where: spikes at each place, over all channels and t; beside it the most.\n"
         "%: how many of all neurons × timesteps fire.",
         size=9,
         va="top",
@@ -174,6 +183,11 @@ def _maps(name: str, spikes: np.ndarray) -> tuple[np.ndarray, tuple[int, int] | 
     if side > 1 and side * side == spikes.shape[1]:
         grid = (side, side)
     return spikes.reshape(t, spikes.shape[1], -1), grid
+
+
+def _most(maps: np.ndarray) -> str:
+    """The spikes of the place that has most, of [T, positions, channels]."""
+    return f"{np.abs(maps).sum((0, 2)).max():.4g}"
 
 
 def _colours(maps: np.ndarray):

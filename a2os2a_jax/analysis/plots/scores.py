@@ -158,7 +158,10 @@ def reliability(
 
 
 def any_time(
-    accuracies: Sequence[float], path: str | os.PathLike, title: str = ""
+    accuracies: Sequence[float],
+    path: str | os.PathLike,
+    title: str = "",
+    count: int | None = None,
 ) -> Path:
     """Accuracy (%) of the answer after 1 to T steps, of one run of T steps.
 
@@ -166,20 +169,38 @@ def any_time(
       accuracies: T fractions.
       path: a .png or .svg to write.
       title: above the curve.
+      count: of the examples, if known; a light band then shows one more or less.
     Returns:
       path.
     Raises:
-      ValueError: no accuracies.
+      ValueError: no accuracies, or a count below 1.
     """
     from matplotlib.ticker import MaxNLocator
 
     y = 100 * np.asarray(accuracies, float)
     if not y.size:
         raise ValueError("any_time: got no accuracies, expected one for each step")
+    if count is not None and count < 1:
+        raise ValueError(f"any_time: got {count} examples, expected >= 1")
     figure = base.figure(5.4, 4)
     axis = figure.subplots()
     steps = np.arange(1, y.size + 1)
     axis.plot(steps, y, color=base.BLUE, marker="o", markersize=5, linewidth=1.2)
+    of = ""
+    if count is not None:
+        of, one = f" of {count:,} examples" if count > 1 else " of one", 100 / count
+        ends = np.array([0.5, *steps, y.size + 0.5])
+        level = np.interp(ends, steps, y)
+        axis.fill_between(
+            ends,
+            level - one,
+            level + one,
+            color=base.BLUE,
+            alpha=0.15,
+            linewidth=0,
+            label="± one example",
+        )
+        axis.legend(fontsize=9, loc="best", framealpha=0.9)
     low, high = axis.get_ylim()
     room = max(high - low, 1) * 0.12
     axis.set_ylim(max(low - room, -2), min(high + room, 104))
@@ -196,7 +217,7 @@ def any_time(
     axis.set_xlim(0.5, y.size + 0.5)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("steps", fontsize=11)
-    axis.set_ylabel("accuracy (%)", fontsize=11)
+    axis.set_ylabel(f"accuracy{of} (%)", fontsize=11)
     base.quiet(axis)
     if title:
         axis.set_title(base.folded(title, 56), fontsize=11)

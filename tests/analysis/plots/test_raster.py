@@ -22,7 +22,8 @@ def test_raster_of_a_real_shape(tmp_path, figures, share):
         "block_0/mlp": _spikes(4, 16, 384),
         "head": _spikes(4, 10),
     }
-    path = plots.spike_raster(layers, IMAGE, tmp_path / "s.png", 3, 5)
+    title = "columnar 1-96, a2os2a, on digits, step4, test, T6; the first of test"
+    path = plots.spike_raster(layers, IMAGE, tmp_path / "s.png", 3, 5, title=title)
     figure = figures[0]
     # the image, four timesteps a layer, and a place map where positions form a square
     assert len(figure.axes) == 1 + 4 * 4 + 3
@@ -31,6 +32,10 @@ def test_raster_of_a_real_shape(tmp_path, figures, share):
         f"stem/neuron_0\n8×8×12 · {100 * layers['stem/neuron_0'].mean():.1f} %" in texts
     )
     assert any("label: 3\npredicted: 5" in t for t in texts)
+    assert title in texts and "Spikes of one example over 4 timesteps" in texts
+    for s in (layers["stem/neuron_0"], v, layers["block_0/mlp"]):  # of the brightest
+        spots = np.abs(s).reshape(4, -1, s.shape[-1]).sum((0, 2))
+        assert f"{spots.max():.0f}" in texts
     plus, minus = 100 * (v > 0).mean(), 100 * (v < 0).mean()
     assert any(f"(+{plus:.1f} %, −{minus:.1f} %)" in t for t in texts)
     legend = [t.get_text() for t in figure.legends[0].get_texts()]
@@ -61,7 +66,7 @@ def test_nothing_overlaps(tmp_path, figures, count):
         for i in range(count)
     }
     names = ["automobile", "bird"]
-    plots.spike_raster(layers, IMAGE, tmp_path / "s.png", 0, 1, names)
+    plots.spike_raster(layers, IMAGE, tmp_path / "s.png", 0, 1, names, "word " * 60)
     _inside_and_apart(figures[0])
 
 
@@ -70,6 +75,7 @@ def test_a_spike_is_drawn_where_and_when_it_happens(tmp_path, figures, share):
     s[1, 2, 3, 1] = 1
     path = plots.spike_raster({"n": s}, IMAGE, tmp_path / "s.png", 0, 0)
     _, first, second, where = figures[0].axes
+    assert [t.get_text() for t in figures[0].texts].count("1") == 1  # the most
     assert not np.asarray(first.images[0].get_array()).any()
     assert np.argwhere(second.images[0].get_array()).tolist() == [[2 * 4 + 3, 1]]
     assert np.argwhere(where.images[0].get_array()).tolist() == [[2, 3]]

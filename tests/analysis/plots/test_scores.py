@@ -81,6 +81,24 @@ def test_any_time_shows_every_step(tmp_path, figures):
         assert all(float(x).is_integer() for x in axis.get_xticks())
 
 
+def test_any_time_shows_what_one_example_is(tmp_path, figures):
+    plots.any_time([0.5, 0.75], tmp_path / "a.png", count=20)
+    plots.any_time([1.0], tmp_path / "b.png", count=1)
+    plots.any_time([0.5, 0.75], tmp_path / "c.png")
+    some, one, unknown = (figure.axes[0] for figure in figures)
+    assert some.get_ylabel() == "accuracy of 20 examples (%)"
+    assert unknown.get_ylabel() == "accuracy (%)" and not unknown.collections
+    (band,) = some.collections
+    edges = band.get_paths()[0].vertices
+    for step, y in ((1, 50), (2, 75)):
+        np.testing.assert_allclose(
+            sorted(set(edges[edges[:, 0] == step][:, 1].round(9))), [y - 5, y + 5]
+        )
+    (label,) = some.get_legend().get_texts()
+    assert label.get_text() == "± one example"
+    assert one.get_ylim()[1] <= 104
+
+
 def test_figures_of_nothing_are_errors(tmp_path):
     path = tmp_path / "f.png"
     with pytest.raises(ValueError, match=r"confusion: got counts \(2, 3\) and 2 names"):
@@ -94,4 +112,6 @@ def test_figures_of_nothing_are_errors(tmp_path):
         plots.reliability(BINS | {"accuracy": [1.0, 1.0]}, path)
     with pytest.raises(ValueError, match="any_time: got no accuracies"):
         plots.any_time([], path)
+    with pytest.raises(ValueError, match="any_time: got 0 examples, expected >= 1"):
+        plots.any_time([0.5], path, count=0)
     assert not list(tmp_path.iterdir())
