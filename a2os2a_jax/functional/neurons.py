@@ -135,8 +135,11 @@ def _magnitude(s):
 
 
 def _reset(h, s, fired, *, v_th, v_reset, soft_reset, detach_reset):
+    """v[t]; detached by selects, which no gradient enters and which never multiply."""
     if detach_reset:
-        s, fired = jax.lax.stop_gradient((s, fired))
+        if soft_reset:
+            return h - jnp.where(fired > 0, jnp.where(s > 0, v_th, -v_th), 0)
+        return jnp.where(fired > 0, v_reset, h)
     if soft_reset:
         return h - v_th * s
     v = h * (1 - fired)

@@ -30,7 +30,9 @@ class Columnar(nn.Module):
     drop_path: of the last block, see `Block`; block l of L, from 1, has l / L of it.
     folded: None, or as `models.fold` makes it for inference, without BN, scales and
     means: the order of the head, "spikes", "counts" or "bits". tokens: the N that such
-    a head stands for, where the model does not tell it.
+    a head stands for, where the model does not tell it. folded_steps: the T that its
+    kernel has been divided by: `timesteps`, and per_step multiplies by it; or 1, where
+    it was folded for single steps.
     Spikes are sown in the collection "spikes", and only there; what the head reads, its
     mean over time [B, D], in "features".
     Source: Guo et al. 2025, arXiv:2503.00226, eq. 14-17; Yao et al. 2023 (Spike-Driven
@@ -57,6 +59,7 @@ class Columnar(nn.Module):
     drop_path: float = 0.0
     folded: str | None = None
     tokens: int | None = None
+    folded_steps: int = 1
 
     @nn.compact
     def __call__(
@@ -77,7 +80,7 @@ class Columnar(nn.Module):
         Raises:
           ValueError: images of another shape than the model was built for, or a
             sequence of no frames; of a folded model also train, and without per_step
-            a sequence of another length than `timesteps`.
+            a sequence of another length than `folded_steps`.
         """
         x, repeats = self._with_time(images)
         dtype = self.dtype
@@ -112,7 +115,7 @@ class Columnar(nn.Module):
         if self.is_mutable_collection("features") and not self.is_initializing():
             self.sow("features", "out", s.mean((1, 2)))  # [B, D], what the head reads
         if folded:
-            how = dict(order=self.folded, timesteps=self.timesteps, dtype=wide)
+            how = dict(order=self.folded, timesteps=self.folded_steps, dtype=wide)
             return FoldedHead(self.num_classes, **how, name="head")(s, per_step)
         features = s.mean(2)
         head = linear(self.num_classes, bias=True, dtype=wide, name="head")
@@ -133,10 +136,10 @@ class Columnar(nn.Module):
         if train:
             raise ValueError("folded model: got train=True, expected False: no BN left")
         steps = x.shape[1] * repeats
-        if steps != self.timesteps and not per_step:
+        if steps != self.folded_steps and not per_step:
             raise ValueError(
-                f"folded model: got {steps} frames, expected timesteps = "
-                f"{self.timesteps}, which its head has been divided by; or per_step"
+                f"folded model: got {steps} frames, expected {self.folded_steps}, "
+                "which its head has been divided by; or per_step"
             )
         if self.tokens is not None and x.shape[2] != self.tokens:
             raise ValueError(
@@ -185,7 +188,7 @@ class Columnar(nn.Module):
             (batch_size, N) -> state.
           step: (state, frame [B, H, W, C]) -> (state, logits [B, classes] of the
             frame), equal to what the whole sequence gives with per_step at this step.
-            Pure: jit and scan it.
+            Pure: jit and scan it. A model folded with per_step has no product here.
         """
 
         def forward(state, frames):

@@ -9,6 +9,7 @@ both. A linear map or convolution loses its bias; bias' stays under the name of 
 which adds it in float32 at least.
 """
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from a2os2a_jax.models.columnar import Columnar
 from a2os2a_jax.modules.head import ORDERS
 from a2os2a_jax.modules.norm import BatchNorm
 
+ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)  # tracers as well
+
 
 def fold(
     model: Columnar,
@@ -28,6 +31,7 @@ def fold(
     *,
     head: str = "spikes",
     tokens: int | None = None,
+    per_step: bool = False,
 ) -> tuple[Columnar, dict[str, Any]]:
     """The model for inference, and its variables, {"params": ...} alone.
 
@@ -38,14 +42,29 @@ def fold(
       head: order of the head: "spikes" are weighted and then summed, "counts" of spikes
         are weighted, or binary digits of the counts, "bits".
       tokens: N, needed with the stem "tokens" and the readout "mean".
+      per_step: False divides the head by N T, for whole sequences; single steps (the
+        call with per_step, and `stream`) are then multiplied by T, which is a shift for
+        a power of two alone. True divides it by N, for single steps without a product.
     Returns:
       (folded model, folded variables). The model takes what the other took, with
-      train=False, and `timesteps` frames, or any number with per_step.
+      train=False, and `timesteps` frames, or any number with per_step; of a model
+      folded per step only the latter.
     Raises:
-      ValueError: an unknown order, a model that is folded already, no number of tokens
-        or a wrong one, leaves that are missing, superfluous or of another shape, a BN
-        with nothing in front of it; names them.
+      ValueError: no model or no variables, an unknown order, a model that is folded
+        already, no number of tokens or a wrong one, leaves that are missing,
+        superfluous, no arrays, not finite or of another shape or dtype, a BN with
+        nothing in front of it; names them.
     """
+    if not isinstance(model, Columnar):
+        raise ValueError(
+            f"fold: got a {type(model).__name__} as model, expected one that "
+            "models.build makes, and then its variables"
+        )
+    if not isinstance(variables, Mapping):
+        raise ValueError(
+            f"fold: got a {type(variables).__name__} as variables, expected a mapping "
+            "of params and batch_stats"
+        )
     if model.folded is not None:
         raise ValueError(
             f"fold: got a model folded already ({model.folded!r}), expected a trained "
@@ -55,7 +74,8 @@ def fold(
         raise ValueError(f"fold: head is {head!r}, expected one of {ORDERS}")
     count = _tokens(model, tokens)
     _check(model, variables)
-    means = model.timesteps * (count if model.readout == "mean" else 1)
+    steps = 1 if per_step else model.timesteps
+    means = steps * (count if model.readout == "mean" else 1)
 
     def of_arrays(variables):
         return _fold(variables["params"], variables.get("batch_stats", {}), means)
@@ -63,15 +83,21 @@ def fold(
     leaves = jax.tree.leaves(dict(variables))
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     run = (lambda v: jax.eval_shape(of_arrays, v)) if abstract else of_arrays
-    held = tokens if model.stem == "tokens" else None  # else the image's size tells it
-    changes = dict(folded=head, tokens=held, **_thresholds(model))
+    held = count if model.stem == "tokens" else None  # else the image's size tells it
+    changes = dict(folded=head, folded_steps=steps, tokens=held, **_neurons(model))
     return model.clone(**changes), {"params": run(dict(variables))}
 
 
 def _tokens(model: Columnar, tokens: int | None) -> int | None:
     """N, as far as it is known."""
-    if tokens is not None and (not isinstance(tokens, int) or tokens < 1):
-        raise ValueError(f"fold: tokens is {tokens!r}, expected an integer >= 1")
+    if tokens is not None:
+        try:
+            number = 0 if isinstance(tokens, bool) else operator.index(tokens)
+        except TypeError:
+            number = 0
+        if number < 1:
+            raise ValueError(f"fold: tokens is {tokens!r}, expected an integer >= 1")
+        tokens = number
     if model.stem == "sps":
         own = (model.image_size // 2 ** model.pool.count("1")) ** 2
         if tokens not in (None, own):
@@ -86,28 +112,46 @@ def _tokens(model: Columnar, tokens: int | None) -> int | None:
 
 
 def _check(model: Columnar, variables: Mapping[str, Any]) -> None:
-    """All leaves that the model has, and no others, each of its shape."""
+    """All leaves that the model has, and no others, each a finite array of its kind."""
     if model.stem == "sps":
         frame = (model.image_size, model.image_size, model.in_channels)
     else:
         frame = (1, model.in_channels)
     images = jax.ShapeDtypeStruct((1, *frame), jnp.float32)
     want = jax.eval_shape(model.init, jax.random.key(0), images)
-    want = traverse_util.flatten_dict(want, sep="/")
-    have = traverse_util.flatten_dict(dict(variables), sep="/")
+    want, have = _named(want), _named(dict(variables))
     missing, extra = sorted(set(want) - set(have)), sorted(set(have) - set(want))
     if missing or extra:
         raise ValueError(f"fold: missing {missing}, superfluous {extra}")
     for name, leaf in have.items():
-        if leaf.shape != want[name].shape:
+        shape, dtype = want[name].shape, want[name].dtype
+        if not isinstance(leaf, ARRAYS):
             raise ValueError(
-                f"fold: {name} is {leaf.shape}, expected {want[name].shape}"
+                f"fold: {name} is a {type(leaf).__name__}, expected an array {shape}"
+            )
+        if leaf.shape != shape:
+            raise ValueError(f"fold: {name} is {leaf.shape}, expected {shape}")
+        if leaf.dtype != dtype:
+            raise ValueError(f"fold: {name} is {leaf.dtype}, expected {dtype}")
+        if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
+            continue
+        if bad := np.size(leaf) - np.count_nonzero(np.isfinite(leaf)):
+            raise ValueError(
+                f"fold: {name} has {bad} entries that are NaN or infinite, expected "
+                "finite numbers"
             )
 
 
-def _thresholds(model: Columnar) -> dict[str, Any]:
-    """The options of the neurons without the division by tau."""
+def _named(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """{"params/head/kernel": leaf}."""
+    flat = traverse_util.flatten_dict(variables)
+    return {"/".join(map(str, path)): leaf for path, leaf in flat.items()}
+
+
+def _neurons(model: Columnar) -> dict[str, Any]:
+    """The options of the neurons, without the division by tau and for no gradient."""
     neuron, attention = dict(model.neuron), dict(model.attention)
+    neuron["detach_reset"] = True  # resets by selects, in place of products
     # A tau that was learnt is a parameter, and the division is left to the neuron.
     if neuron["decay_input"] and not neuron["learn_tau"]:
         tau = neuron["tau"]

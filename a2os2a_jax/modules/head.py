@@ -20,8 +20,9 @@ class FoldedHead(nn.Module):
     order "bits":   sum over k of 2^k (plane_k kernel), plane_k [B, D] the k-th binary
                     digit of the counts: D additions a plane and class, and shifts.
 
-    The kernel holds 1 / (N T) of the means it stands for, or 1 / T where N is 1; with
-    per_step the share of a step comes T = `timesteps` times, [B, T, classes].
+    The kernel holds 1 / (N T) of the means it stands for, or 1 / T where N is 1, with
+    T = `timesteps`; with per_step the share of a step is multiplied by T, and comes as
+    it is where T is 1: [B, T, classes].
     """
 
     classes: int
@@ -42,7 +43,7 @@ class FoldedHead(nn.Module):
         else:
             most = math.prod(s.shape[axis] for axis in axes)
             y = self._by_digits(s.astype(jnp.int32).sum(axes), most, kernel)
-        if per_step:
+        if per_step and self.timesteps != 1:
             y = self.timesteps * y
         return y + bias.reshape((1,) * (y.ndim - 1) + shape[1:])
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from a2os2a_jax.analysis import audit
 from a2os2a_jax.functional import neurons, spikes, surrogate
 
 
@@ -545,6 +546,61 @@ def test_gradient_through_time_is_the_chain_rule_in_numpy(name, x64):
 
     gradient = jax.grad(loss)(jnp.asarray(x))
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-10)
+
+
+RESETS_BY_SELECTS = [  # kind, threshold, dtype, how
+    ("if", jnp.linspace(0.25, 1.5, 40), "float32", dict(soft_reset=True)),
+    ("lif", jnp.linspace(0.25, 1.5, 40), "bfloat16", dict(soft_reset=True)),
+    ("lif", 0.2, "float64", dict(soft_reset=True)),
+    ("lif", 0.7, "bfloat16", dict(v_reset=-0.3)),
+    ("ternary", 0.2, "float32", dict(soft_reset=True)),
+    ("ternary", 0.7, "float64", dict(v_reset=-0.3)),
+]
+
+
+@pytest.mark.parametrize(("kind", "v_th", "dtype", "how"), RESETS_BY_SELECTS)
+def test_a_detached_reset_is_the_formula(kind, v_th, dtype, how, x64):
+    """In value, dtype and gradients, those of the threshold among them."""
+    _, step = bind(kind, **how)
+    v, x, weight = (dyadic(40, seed=i, dtype=dtype) for i in range(3))
+    state = neurons.LIFState(v)
+    array = isinstance(v_th, jax.Array)
+    v_th = v_th.astype(dtype) if array else v_th
+
+    def formula(state, x, v_th):
+        decay, rest = 1 if kind == "if" else 0.5, how.get("v_reset", 0.0)
+        h = rest + decay * (state.v - rest) + x
+        s = jax.lax.stop_gradient(step(state, x, v_th=v_th)[1])
+        fired = jnp.abs(s)
+        return h - v_th * s if "soft_reset" in how else h * (1 - fired) + rest * fired
+
+    def select(state, x, v_th):
+        return step(state, x, v_th=v_th)[0].v
+
+    fired = step(state, x, v_th=v_th)[1]
+    assert 0.1 < (fired != 0).mean() < 0.95
+    results = []
+    for after in (select, formula):
+        run = lambda *args, after=after: (after(*args) * weight).sum()  # noqa: E731
+        which = (0, 1, 2) if array else (0, 1)
+        results += [(after(state, x, v_th), jax.grad(run, which)(state, x, v_th))]
+    got, want = results
+    assert got[0].dtype == dtype
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+WITHOUT_PRODUCTS = [dict(v_reset=-0.3), dict(soft_reset=True, v_th=0.2)]
+
+
+@pytest.mark.parametrize("options", WITHOUT_PRODUCTS, ids=["hard", "soft"])
+@pytest.mark.parametrize("kind", ["if", "lif", "ternary"])
+def test_a_reset_takes_no_product(kind, options):
+    """Unless the gradient has to pass through it."""
+    x = jax.ShapeDtypeStruct((8,), jnp.float32)
+    for loose in (False, True):
+        init, step = bind(kind, **options, detach_reset=not loose)
+        report = audit.certify(step, init((8,)), x, params=())
+        assert report.addition_only != loose, str(report)
 
 
 @pytest.mark.parametrize("soft_reset", [False, True])

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from a2os2a_jax import models
+from a2os2a_jax.analysis import audit
 from a2os2a_jax.interop import torch_weights
 
 OPTIONS = dict(image_size=32, heads=3, neuron=dict(decay_input=True))
@@ -94,7 +96,7 @@ def data(family, parity):
 
 @pytest.fixture(scope="module")
 def ours(family, data, tmp_path_factory):
-    """{mode: ((loss, (logits, kept)), (gradients, grad_x))} and the variables."""
+    """{mode: ((loss, (logits, kept)), (gradients, grad_x))}, variables and model."""
     path = tmp_path_factory.mktemp("weights") / "model.npz"
     np.savez(path, **part(data, "sd/"))
     how = REFERENCES[family]
@@ -122,7 +124,7 @@ def ours(family, data, tmp_path_factory):
         grad = jax.value_and_grad(run, (0, 1), has_aux=True)
         compiled = jax.jit(grad, static_argnums=2, compiler_options=QUICK)
         results = {m: compiled(variables["params"], x, m == "train") for m in MODES}
-        return jax.device_get(results), variables
+        return jax.device_get(results), variables, model
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -177,7 +179,7 @@ def test_every_gradient(family, data, ours, mode):
 
 
 def test_running_statistics(family, data, ours):
-    results, variables = ours
+    results, variables, _ = ours
     want = part(data, "train/sd_after/")
     (_, (_, kept)), _ = results["train"]
     got = torch_weights.from_variables(
@@ -191,6 +193,17 @@ def test_running_statistics(family, data, ours):
     jax.tree.map(
         np.testing.assert_array_equal, kept["batch_stats"], variables["batch_stats"]
     )
+
+
+def test_folded_it_gives_the_reference_by_additions(data, ours, x64):
+    _, variables, model = ours
+    model, params = models.fold(model, variables)
+    x = jnp.asarray(data["in/x"], jnp.float64).transpose(0, 2, 3, 1)
+    run = jax.jit(model.apply, compiler_options=QUICK)
+    np.testing.assert_allclose(run(params, x), data["eval/out"], rtol=0, atol=1e-10)
+    report = audit.certify(model.apply, params, x, allow=("input",))
+    assert report.addition_only, str(report)
+    assert [(o.path, o.allowed) for o in report.products] == [("stem/conv_0", True)]
 
 
 # --- reading and writing --------------------------------------------------------------

@@ -1,5 +1,7 @@
 """A folded model gives what the trained one gives, in float64 to the last spike."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import pytest
 from flax import traverse_util
 
 from a2os2a_jax import models
+from a2os2a_jax.analysis import audit
 from a2os2a_jax.models import registry
 from a2os2a_jax.models.fold import partner
-from a2os2a_jax.modules.head import FoldedHead
+from a2os2a_jax.modules.neuron import Neuron
 from a2os2a_jax.modules.norm import BatchNorm
 
 TOKENS = dict(stem="tokens", image_size=None, in_channels=6, tokens=5)
@@ -22,7 +25,7 @@ CASES = {  # options of `build` (variant 1-64, T 2), order of the head
         dict(pool="0001", attention=dict(order="qk_v"), neuron=dict(v_th=1.25)),
         "spikes",
     ),
-    "tokens": (TOKENS | dict(attention=dict(order="q_kv")), "counts"),
+    "tokens": (TOKENS | dict(attention=dict(order="q_kv"), timesteps=3), "counts"),
     "vssa, query": (TOKENS | dict(attention="vssa", readout="query"), "bits"),
     "sqrt": (TOKENS | dict(attention=dict(normalise="sqrt")), "bits"),
     "pow2, another rest": (
@@ -49,7 +52,9 @@ CASES = {  # options of `build` (variant 1-64, T 2), order of the head
     "soft reset": (
         TOKENS
         | dict(attention=dict(normalise="sqrt"), shortcut="attention")
-        | dict(neuron=dict(decay_input=True, soft_reset=True, v_th=0.5)),
+        | dict(
+            neuron=dict(decay_input=True, soft_reset=True, v_th=0.5, detach_reset=False)
+        ),
         "spikes",
     ),
     "learnt tau": (
@@ -61,7 +66,7 @@ CASES = {  # options of `build` (variant 1-64, T 2), order of the head
         "spikes",
     ),
     "spike_driven": (
-        DRIVEN | dict(pool="0001", neuron=dict(v_th=0.7), static=True),
+        DRIVEN | dict(pool="0001", neuron=dict(v_th=0.7), static=True, timesteps=3),
         "bits",
     ),
     "spike_driven, other readout": (DRIVEN | TOKENS | dict(readout="mean"), "spikes"),
@@ -77,7 +82,7 @@ class Folded:
 
     def __init__(self, case, quick_jit, layers, options, head):
         options = dict(timesteps=2, batch=8, calibrate=False) | options
-        static = options.pop("static", False)
+        self.static = static = options.pop("static", False)
         made = case("1-64", **options)
         self.model = made.model
         self.x = x = made.images[:, 0] if static else made.images
@@ -96,8 +101,9 @@ class Folded:
         self.logits, sown = self.run(self.params)
         self.folded_spikes = layers(sown)
 
-    def fold(self, variables, head="spikes"):
-        return models.fold(self.model, variables, head=head, tokens=self.tokens)
+    def fold(self, variables, head="spikes", **how):
+        how = dict(head=head, tokens=self.tokens) | how
+        return models.fold(self.model, variables, **how)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +171,54 @@ def test_a_stream_of_the_folded_model_gives_the_same(x64, folded, quick_jit):
         same(logits, both.per_step[:, t])
 
 
+# --- step by step, without the product with T -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("tokens", "bits"), ("spike_driven", "spikes")]
+)
+def test_folded_for_single_steps_it_gives_the_same_by_additions(
+    x64, folded, quick_jit, name, head
+):
+    both = folded(name)
+    model, params = both.fold(both.variables, head, per_step=True)
+    assert (model.timesteps, model.folded_steps) == (3, 1)
+
+    def whole(params, x):
+        return model.apply(params, x, per_step=True)
+
+    def step(params, state, frame):
+        return model.stream(params)[1](state, frame)
+
+    same(quick_jit(whole)(params, both.x), both.per_step)
+    init, _ = model.stream(params)
+    state = jax.eval_shape(lambda: init(8, both.tokens))
+    state = start = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), state)
+    run = quick_jit(step)
+    for t in range(3):
+        frame = both.x if both.static else both.x[:, t]
+        state, logits = run(params, state, frame)
+        same(logits, both.per_step[:, t])
+
+    for fn, inputs in ((whole, [both.x]), (step, [start, frame])):
+        report = audit.certify(fn, params, *inputs, allow=("input",))
+        assert report.addition_only, str(report)
+        assert {o.path.split("/")[0] for o in report.products} == {"stem"}
+
+
+def test_folded_for_whole_sequences_a_single_step_is_multiplied_by_their_length(
+    x64, folded
+):
+    both = folded("tokens")
+
+    def run(params, x):
+        return both.folded.apply(params, x, per_step=True)
+
+    report = audit.certify(run, both.params, both.x, allow=("input",))
+    assert {o.path for o in report.refused} == {"head"}
+    assert "times 3" in str(report)
+
+
 # --- mistakes that have to be seen ----------------------------------------------------
 
 
@@ -218,49 +272,52 @@ def shapes_of(model):
 # --- float32 --------------------------------------------------------------------------
 
 
-def test_each_layer_in_float32_agrees_on_the_input_of_the_other(x64, folded, quick_jit):
-    """Not from end to end: a flipped spike would be followed by others."""
-    double = folded("images")
+@pytest.mark.parametrize("name", ["images", "spike_driven", "decayed input", "sqrt"])
+def test_each_layer_in_float32_agrees_on_the_same_input(x64, folded, quick_jit, name):
+    """Not from end to end: a flipped spike would be followed by others.
+
+    A layer is what lies between two neurons, or a neuron and the end of a BN; its
+    output is measured by the threshold where it reaches a neuron. All are fed the
+    spikes of the unfolded model in float64.
+    """
+    double = folded(name)
     model = double.model.clone(dtype=jnp.dtype("float32"))
     variables = jax.tree.map(lambda x: x.astype(jnp.float32), double.variables)
-    small, params = models.fold(model, variables)
+    small, params = models.fold(model, variables, tokens=double.tokens)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}
     x = double.x.astype(jnp.float32)
+    spikes = {name: s.astype(np.float32) for name, s in double.spikes.items()}
 
-    def trace(model, variables, feed=None):
-        """({layer: input}, {BN: output}, logits), with the inputs of `feed`."""
-        inputs, outputs = {}, {}
+    def outputs(model, variables):
+        """{BN, neuron or head: what it gives, is given, or gives}."""
+        found = {}
 
         def see(call, args, kwargs, context):
-            name = "/".join(context.module.path)
+            module, name = context.module, "/".join(context.module.path)
             if context.method_name != "__call__":
                 return call(*args, **kwargs)
-            if isinstance(context.module, nn.Dense | nn.Conv | FoldedHead):
-                args = (feed[name] if feed else args[0], *args[1:])
-                inputs[name] = args[0]
+            if isinstance(module, Neuron):
+                tau = module.tau if module.decay_input else 1
+                found[name] = args[0] / (tau * module.v_th)
+                return spikes[name]
             y = call(*args, **kwargs)
-            if isinstance(context.module, BatchNorm):
-                outputs[name] = y
-            elif name == "block_0/out_neuron":
-                inputs["spikes"] = y
+            if isinstance(module, BatchNorm):
+                found[name] = y
             return y
 
         with nn.intercept_methods(see):
             logits = model.apply(variables, x)
-        return inputs, outputs | {"head": logits}
+        return found | {"head": logits}
 
-    @quick_jit
-    def both(variables, params):
-        inputs, want = trace(model, variables)
-        inputs["head"] = inputs["spikes"]  # before the mean
-        return want, trace(small, params, inputs)[1]
-
+    both = quick_jit(lambda v, p: (outputs(model, v), outputs(small, p)))
     want, got = jax.device_get(both(variables, params))
-    assert got.keys() == want.keys() and len(got) == 5 + 6 + 1
-    for name, y in want.items():
-        assert y.dtype == np.float32
+    norms = {n for n in names(variables["params"]) if n.endswith("/scale")}
+    assert got.keys() == want.keys()
+    assert len(got) == len(norms) + len(spikes) + 1
+    for layer, y in want.items():
+        assert y.dtype == got[layer].dtype == np.float32
         np.testing.assert_allclose(
-            got[name], y, rtol=0, atol=1e-5 * np.abs(y).max(), err_msg=name
+            got[layer], y, rtol=0, atol=1e-5 * np.abs(y).max(), err_msg=layer
         )
 
 
@@ -337,11 +394,17 @@ def dropped(name):
     return change
 
 
-def put(name, shape):
+def put(name, leaf):
+    """A tuple is a shape alone, in float32."""
+
     def change(flat):
-        flat[name] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        struct = isinstance(leaf, tuple)
+        flat[name] = jax.ShapeDtypeStruct(leaf, jnp.float32) if struct else leaf
 
     return change
+
+
+NORM = "params/stem/bn_1/scale"
 
 
 REFUSED = {  # options of build, change of the flat variables, of fold, words
@@ -353,6 +416,8 @@ REFUSED = {  # options of build, change of the flat variables, of fold, words
         ["number of tokens", "tokens=N", "'mean'"],
     ),
     "no token": (NO_IMAGES, None, dict(tokens=0), ["tokens is 0", ">= 1"]),
+    "true tokens": (NO_IMAGES, None, dict(tokens=True), ["tokens is True", ">= 1"]),
+    "half a token": (NO_IMAGES, None, dict(tokens=2.5), ["tokens is 2.5", ">= 1"]),
     "tokens of images": ({}, None, dict(tokens=9), ["got 9 tokens", "4"]),
     "a statistic missing": (
         {},
@@ -372,6 +437,27 @@ REFUSED = {  # options of build, change of the flat variables, of fold, words
         {},
         ["params/block_0/mlp/fc1_bn/scale is (16,), expected (64,)"],
     ),
+    "a list": ({}, put(NORM, [1.0] * 4), {}, [f"{NORM} is a list", "an array (4,)"]),
+    "none": ({}, put(NORM, None), {}, [f"{NORM} is a NoneType", "an array (4,)"]),
+    "not a number": (
+        {},
+        put(NORM, np.array([1, np.nan, 1, -np.inf], np.float32)),
+        {},
+        [f"{NORM} has 2 entries that are NaN or infinite", "finite"],
+    ),
+    "no name": ({}, put("params/0", (4,)), {}, ["superfluous ['params/0']"]),
+    "double": (
+        {},
+        put(NORM, np.ones(4)),
+        {},
+        [f"{NORM} is float64, expected float32"],
+    ),
+    "half": (
+        dict(dtype="bfloat16"),
+        put(NORM, jnp.ones(4, jnp.bfloat16)),
+        {},
+        [f"{NORM} is bfloat16, expected float32"],
+    ),
 }
 
 
@@ -389,33 +475,71 @@ def test_what_does_not_fit_is_named(wrong):
     assert [word for word in words if word not in message] == [], message
 
 
+def test_arguments_that_are_no_model_or_no_variables_are_named():
+    model = build()
+    with pytest.raises(
+        ValueError, match="^fold: got a dict as model, expected .*build"
+    ):
+        models.fold(shapes_of(model), model)
+    for nothing, kind in ((None, "NoneType"), ([], "list"), (model, "Columnar")):
+        with pytest.raises(
+            ValueError, match=f"^fold: got a {kind} as variables, expected a mapping"
+        ):
+            models.fold(model, nothing)
+
+
+def test_any_integer_is_a_number_of_tokens():
+    model = build(**NO_IMAGES)
+    shapes = shapes_of(model)
+    want, _ = models.fold(model, shapes, tokens=5)
+    got, _ = models.fold(model, shapes, tokens=np.int64(5))
+    assert got == want and type(got.tokens) is int
+
+
+@pytest.mark.parametrize("loose", [False, True])
+@pytest.mark.parametrize(
+    "neuron", [dict(soft_reset=True, v_th=0.2), dict(v_reset=-0.3)]
+)
+def test_a_folded_model_resets_without_products(neuron, loose):
+    """Whatever the gradient went through in training."""
+    model = build(neuron=neuron | dict(detach_reset=not loose))
+    model, params = models.fold(model, shapes_of(model))
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    report = audit.certify(model.apply, params, x, allow=("input",))
+    assert report.addition_only, str(report)
+    assert [o.path for o in report.products] == ["stem/conv_0"]
+
+
 @pytest.fixture(scope="module")
 def small():
-    """(folded model, shapes of its parameters)."""
+    """small(**how) -> (folded model, shapes of its parameters)."""
     model = build()
-    return models.fold(model, shapes_of(model))
+    shapes = shapes_of(model)
+    return functools.cache(lambda **how: models.fold(model, shapes, **how))
 
 
 def test_a_folded_model_is_not_folded_again(small):
     with pytest.raises(ValueError, match="fold: got a model folded already"):
-        models.fold(*small)
+        models.fold(*small())
 
 
 @pytest.mark.parametrize(
-    "shape, options, words",
+    "shape, options, how, words",
     [
-        ((2, 8, 8, 3), dict(train=True), "got train=True, expected False"),
-        ((2, 3, 8, 8, 3), {}, "got 3 frames, expected timesteps = 4"),
+        ((2, 8, 8, 3), dict(train=True), {}, "got train=True, expected False"),
+        ((2, 3, 8, 8, 3), {}, {}, "got 3 frames, expected 4,"),
+        ((2, 3, 8, 8, 3), {}, dict(per_step=True), "got 3 frames, expected 1,"),
+        ((2, 8, 8, 3), {}, dict(per_step=True), "got 4 frames, expected 1,"),
     ],
 )
-def test_calls_of_a_folded_model_that_are_refused(small, shape, options, words):
-    model, params = small
+def test_calls_of_a_folded_model_that_are_refused(small, shape, options, how, words):
+    model, params = small(**how)
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(lambda p: model.apply(p, jnp.zeros(shape), **options), params)
 
 
 def test_a_folded_model_takes_any_length_step_by_step(small):
-    model, params = small
+    model, params = small()
     x = jnp.zeros((2, 3, 8, 8, 3))
     out = jax.eval_shape(lambda p: model.apply(p, x, per_step=True), params)
     assert out.shape == (2, 3, 3)

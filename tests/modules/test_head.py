@@ -53,3 +53,12 @@ def test_weights_come_before_the_sum_where_spikes_are_weighted():
         widths[order] = {e.invars[0].aval.shape for e in dots}
     every = {(2 * STEPS * 5, 8), s.shape}  # the axes in front of D, together or not
     assert widths["spikes"] <= every and widths["counts"] == widths["bits"] == {(2, 8)}
+
+
+@pytest.mark.parametrize("steps, products", [(1, 0), (STEPS, 1)])
+def test_single_steps_are_not_multiplied_by_one(steps, products):
+    head = FoldedHead(4, "spikes", steps, jnp.float32)
+    s = jnp.ones((2, STEPS, 5, 8))
+    params = jax.eval_shape(head.init, jax.random.key(0), s)
+    jaxpr = jax.make_jaxpr(lambda p: head.apply(p, s, per_step=True))(params)
+    assert str(jaxpr).count(" mul ") == products
