@@ -1,6 +1,6 @@
-"""The figures of docs/ablations.md, from the JSON files in experiments/results.
+"""The figures of docs/, from the JSON files in experiments/results.
 
-    python experiments/figures.py       writes docs/figures/ablation_*.png
+    python experiments/figures.py       writes docs/figures/*.png
 
 Colours are those of Okabe and Ito, which stay apart for colour-blind readers; lines
 and points differ in dash and shape, too.
@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from a2os2a_jax.analysis import plots  # noqa: E402
+from a2os2a_jax.commands.figures import signed_rates  # noqa: E402
+
 RESULTS = ROOT / "experiments" / "results"
 FOLDER = ROOT / "docs" / "figures"
 BLUE, ORANGE, GREEN, PURPLE, GREY = (
@@ -194,8 +199,36 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
     return found
 
 
+def counted() -> dict[str, Any]:
+    """What was counted of Fashion-MNIST: the first row of energy.json."""
+    return json.loads((RESULTS / "energy.json").read_text())["rows"][0]
+
+
+def of(row: Mapping[str, Any]) -> str:
+    """Model, data, T and examples."""
+    kind = row["config"]["model"]["attention"]["kind"]
+    return (
+        f"{row['model']}, {kind}, on {row['data']}, T = {row['timesteps']}; "
+        f"{row['count']:,} of {row['split']}"
+    )
+
+
+def energy(folder: Path = FOLDER) -> Path:
+    """Estimated energy of an example, spiking beside its ANN."""
+    row = counted()
+    title = f"Estimated energy: {of(row)}"
+    return plots.energy_bars(row["bars"], folder / "energy.png", title, row["note"])
+
+
+def rates(folder: Path = FOLDER) -> Path:
+    """Firing rates, layer by timestep."""
+    row = counted()
+    table = signed_rates(row["rates"], RESULTS / "energy.json")
+    return plots.rate_map(table, folder / "rates.png", f"Firing rates: {of(row)}")
+
+
 def main() -> int:
-    for path in (ablation_curves(), near_threshold()):
+    for path in (ablation_curves(), near_threshold(), energy(), rates()):
         print(f"wrote {path.relative_to(ROOT)}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Tables of README and docs/data.md, from experiments/results and the catalogue.
+"""Tables of README and docs, from experiments/results and the catalogue.
 
 python experiments/tables.py            rewrites what lies between the marks there
 python experiments/tables.py --check    changes nothing, exit code 1 if it would
@@ -234,6 +234,156 @@ def cost_table(text: str) -> str:
     )
 
 
+def certificate_tables(text: str) -> str:
+    """docs/certificate.md with its results, from certificates.json and folding.json."""
+    value = json.loads((RESULTS / "certificates.json").read_text())
+    lines = [
+        "| model, folded | input | attention | verdict | products permitted, at "
+        "| additions | comparisons | as trained | s |",
+        "| --- " * 9 + "|",
+    ]
+    for row in value["rows"]:
+        permitted = ", ".join(
+            f"{n / 1e6:.2f} M, {place}" for place, n in row["permitted"]
+        )
+        lines.append(
+            f"| {row['family']} {row['variant']} | {'x'.join(map(str, row['shape']))} "
+            f"| {_attention(row)} | {row['verdict']} | {permitted or 'none'} "
+            f"| {row['counts']['addition'] / 1e9:.2f} G "
+            f"| {row['counts']['comparison'] / 1e6:.1f} M "
+            f"| refused at {row['as_trained']['equations']} equations "
+            f"| {row['seconds']:.1f} |"
+        )
+    lines += [
+        "",
+        "Additions of 32 bits, of one example at T = 4, with all spikes firing: the "
+        "most there can be. Seconds of folding, tracing and reading, where a product "
+        f"of two 2000 x 2000 matrices runs at {value['gflops']:.0f} GFLOP/s.",
+        "",
+        "| head of | spikes weighted, then summed | counted, then weighted | counted, "
+        "then weighted bit by bit |",
+        "| --- " * 4 + "|",
+    ]
+    done = set()
+    for row in value["rows"]:
+        name = f"{row['family']} {row['variant']}"
+        if name in done:
+            continue
+        done.add(name)
+        cells = []
+        for head in ("spikes", "counts", "bits"):
+            found = row["heads"][head]
+            cell = f"{found['additions'] / 1e6:.1f} M additions"
+            if found["products"]:
+                cell += f", {found['products'] / 1e6:.2f} M **products**"
+            cells.append(cell)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"At most, as above. From `experiments/results/certificates.json`; command: "
+        f"`{value['command']}`; device: {value['device']}; commit: "
+        f"{value['commit'][:7]}.",
+        "",
+        "In float64 a folded model gives the logits of the other to 1e-10, and in "
+        "float32 each layer fed the other's input agrees to 1e-5 of its largest output "
+        "(`tests/models/test_fold.py`). From end to end in float32 spikes near the "
+        "threshold flip, and others after them:",
+        "",
+    ]
+    value = json.loads((RESULTS / "folding.json").read_text())
+    lines += [
+        "| set | model | seed | test accuracy, % | folded | answers that change "
+        "| spikes that flip |",
+        "| --- " * 7 + "|",
+    ]
+    for row in value["rows"]:
+        lines.append(
+            f"| {row['data']} | {row['model']} | {row['seed']} "
+            f"| {100 * row['accuracy']:.2f} | {100 * row['accuracy_folded']:.2f} "
+            f"| {row['predictions_changed']} of {row['examples']:,} "
+            f"| {1e6 * row['flip_rate']:.2g} in a million |"
+        )
+    lines += ["", _source("folding.json", value)]
+    begin = "<!-- certificates: made by experiments/tables.py -->"
+    return _between(text, begin, "\n".join(lines))
+
+
+def _attention(row: dict) -> str:
+    options = row["options"].get("attention")
+    if options is None:
+        return {"columnar": "a2os2a", "spike_driven": "sdsa"}[row["family"]]
+    if isinstance(options, str):
+        return options
+    return ", ".join(
+        str(v) if k == "kind" else f"{k} {v:g}" if isinstance(v, float) else str(v)
+        for k, v in options.items()
+    )
+
+
+def energy_tables(text: str) -> str:
+    """docs/energy.md with its results, from energy.json."""
+    value = json.loads((RESULTS / "energy.json").read_text())
+    rows = value["rows"]
+    heads = [f"{r['data']}, {r['model']}, seed {r['seed']}" for r in rows]
+    lines = [
+        f"| an example of | {' | '.join(heads)} |",
+        "| --- " * (len(rows) + 1) + "|",
+    ]
+
+    def add(name: str, of) -> None:
+        lines.append(f"| {name} | {' | '.join(of(r) for r in rows)} |")
+
+    add("test accuracy, folded, %", lambda r: f"{100 * r['folded_accuracy']:.2f}")
+    add("T, examples", lambda r: f"{r['timesteps']}, {r['count']:,}")
+    add("additions spikes could trigger, M", lambda r: _millions(r["sops_possible"]))
+    add("additions they trigger (SOPs), M", lambda r: _millions(r["sops"]))
+    add("without those of a zero, M", lambda r: _millions(r["sops_zero_skipped"]))
+    add("products of the first layer, M", lambda r: _millions(r["macs"]))
+    add("products of the ANN, M", lambda r: _millions(r["ann_macs"]))
+    for name in rows[0]["total_nj"]:
+        add(f"{name}, nJ", lambda r, name=name: f"{r['total_nj'][name]:,.0f}")
+    add("firing rate, %", lambda r: f"{100 * r['firing_rate']:.1f}")
+    for name in rows[0]["break_even"]:
+        add(
+            f"break-even rate, {name}",
+            lambda r, name=name: _even(r["break_even"][name]),
+        )
+    add(
+        "share of the attention branch, %",
+        lambda r: f"{100 * r['attention']['branch']:.1f}",
+    )
+    add(
+        "of Q, K, V with each other alone, %",
+        lambda r: f"{100 * r['attention']['products']:.1f}",
+    )
+    lines += [
+        "",
+        "Energies are estimates, counts times the constants above; shares are of the "
+        f"account of everything in float32. {_source('energy.json', value)} The file "
+        "has firing rates of every layer and step, and every place's counts.",
+    ]
+    begin = "<!-- energy: made by experiments/tables.py -->"
+    return _between(text, begin, "\n".join(lines))
+
+
+def _millions(x: float) -> str:
+    return f"{x / 1e6:,.3f}"
+
+
+def _even(found: dict) -> str:
+    if found["rate"] is None:
+        return "none, it costs more in silence"
+    verdict = "below it" if found["own"] < found["rate"] else "**above it**"
+    return f"{100 * found['rate']:.1f} %: {verdict}"
+
+
+def _source(name: str, value: dict) -> str:
+    return (
+        f"From `experiments/results/{name}`; command: `{value['command']}`; device: "
+        f"{value['device']}; commit: {value['commit'][:7]}."
+    )
+
+
 def _two(x: float) -> str:
     """Two digits that count, without an exponent."""
     return f"{float(format(x, '.2g')):g}"
@@ -249,7 +399,9 @@ def _between(
 
 PAGES = {
     "README.md": render,
+    "docs/certificate.md": certificate_tables,
     "docs/data.md": data_table,
+    "docs/energy.md": energy_tables,
     "experiments/README.md": cost_table,
 }
 

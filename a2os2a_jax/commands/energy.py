@@ -223,9 +223,9 @@ def text(record: dict[str, Any]) -> str:
         "  (ANN: same shape, one pass; in integers, activations are kept in as many",
         f"  bits as tell what T spikes tell, {bits})",
         "",
-        "firing rate below which it beats the ANN, a neuron weighing as much as what",
-        f"its spikes go into; own {100 * record['firing_rate']:.2f} %, its plain",
-        f"mean over neurons {100 * record['mean_firing_rate']:.2f} %:",
+        "firing rate below which it beats the ANN; a neuron weighs as much as the sums",
+        f"that its spikes go into. Its own is {100 * record['firing_rate']:.2f} %, and "
+        f"every neuron alike {100 * record['mean_firing_rate']:.2f} %:",
     ]
     width = max(map(len, record["break_even"]), default=0)
     for name, even in record["break_even"].items():

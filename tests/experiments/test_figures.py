@@ -1,5 +1,6 @@
-"""The figures of docs/ablations.md can be drawn, and name runs that exist."""
+"""The figures of docs/ can be drawn, and name runs that exist."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def test_a_row_is_drawn_in_the_first_group_that_fits(script):
     assert [len(rows) for rows in script.grouped(rows).values()] == [1] * 5
 
 
-def test_both_figures_are_written(script, tmp_path):
-    for draw in (script.ablation_curves, script.near_threshold):
+def test_all_figures_are_written(script, tmp_path):
+    draws = (script.ablation_curves, script.near_threshold, script.energy, script.rates)
+    for draw in draws:
         assert draw(tmp_path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    names = {"ablation_curves", "ablation_near_threshold", "energy", "rates"}
+    assert {path.stem for path in tmp_path.iterdir()} == names
+
+
+def test_what_was_counted_is_what_is_drawn(script, tmp_path, monkeypatch):
+    calls = {}
+    for name in ("energy_bars", "rate_map"):
+        spy = functools.partial(lambda name, *args: calls.update({name: args}), name)
+        monkeypatch.setattr(script.plots, name, spy)
+    script.energy(tmp_path), script.rates(tmp_path)
+    row = script.counted()
+    about = "columnar 1-128, a2os2a, on fashion_mnist, T = 2; 10,000 of test"
+    bars, path, title, note = calls["energy_bars"]
+    assert (bars, note, path.name) == (row["bars"], row["note"], "energy.png")
+    assert title == f"Estimated energy: {about}"
+    table, path, title = calls["rate_map"]
+    assert (title, path.name) == (f"Firing rates: {about}", "rates.png")
+    assert list(table) == list(row["rates"])
+    signed = [name for name, of in table.items() if isinstance(of, dict)]
+    assert signed == ["block_0/attention/v_neuron"]
+    assert table["stem_neuron"] == row["rates"]["stem_neuron"]["plus"]
