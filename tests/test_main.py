@@ -327,7 +327,17 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# What they share with another one is trained there; the default run leaves them out.
+ALIKE = ("cifar100", "dvs128_gesture", "mnist")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
+        for name in CONFIGS
+    ],
+)
 def test_every_config_smokes(name, tmp_path, capfd, quick_compilation):
     workdir = tmp_path / "run"
     config = ROOT / "configs" / f"{name}.py"

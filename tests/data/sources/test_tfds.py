@@ -28,7 +28,10 @@ def raw(split):
 @pytest.mark.parametrize(
     ("name", "counts", "first"),
     [
-        ("cifar10", (50_000, 10_000), [7, 8, 4, 4, 6, 5, 2, 9, 6, 6]),
+        pytest.param(
+            *("cifar10", (50_000, 10_000), [7, 8, 4, 4, 6, 5, 2, 9, 6, 6]),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *("mnist", (60_000, 10_000), [4, 1, 0, 7, 8, 1, 2, 7, 1, 6]),
             marks=pytest.mark.slow,
