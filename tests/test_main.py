@@ -328,7 +328,7 @@ FILES = {
 
 
 # What they share with another one is trained there; the default run leaves them out.
-ALIKE = ("cifar100", "dvs128_gesture", "mnist")
+ALIKE = ("cifar100", "dvs128_gesture", "fashion_mnist", "mnist", "nmnist")
 
 
 @pytest.mark.parametrize(
