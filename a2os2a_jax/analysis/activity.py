@@ -17,7 +17,14 @@ from jax.extend.core import Literal
 
 from a2os2a_jax.analysis import audit
 from a2os2a_jax.analysis.audit import rules
-from a2os2a_jax.analysis.audit.walk import At, Operation, body_of, open_jaxpr, walk
+from a2os2a_jax.analysis.audit.walk import (
+    At,
+    Operation,
+    body_of,
+    open_jaxpr,
+    scan_counts,
+    walk,
+)
 
 _EVENTS = ("dot_general", "conv_general_dilated", "reduce_sum")
 
@@ -165,7 +172,7 @@ def _run(jaxpr, consts, args, at: At, wanted, operations, counts, factors) -> li
 def _run_scan(eqn, values, here, wanted, operations, counts, factors) -> list[Any]:
     p = eqn.params
     jaxpr, consts = open_jaxpr(p["jaxpr"])
-    n, m = p["num_consts"], p["num_carry"]
+    n, m = scan_counts(eqn)
     fixed, carry, xs = values[:n], values[n : n + m], values[n + m :]
 
     def step(carry, x):

@@ -84,6 +84,18 @@ def open_jaxpr(closed) -> tuple[Any, Sequence[Any]]:
     return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
 
 
+def scan_counts(eqn) -> tuple[int, int]:
+    """(constants, carried values): how many stand before the scanned operands.
+
+    jax up to 0.10 says so in two parameters, jax from 0.11 in three groups of leaves.
+    """
+    p = eqn.params
+    if "num_carry" in p:
+        return p["num_consts"], p["num_carry"]
+    constants, carry, _ = p["ft_in"].unpack()
+    return len(constants.vals), len(carry.vals)
+
+
 class _Where(NamedTuple):
     at: At = ()
     path: str = ""
@@ -235,7 +247,7 @@ class _Walker:
 
     def scan(self, eqn, ins, wanted, where: _Where) -> list[Value]:
         p = eqn.params
-        n, m, length = p["num_consts"], p["num_carry"], p["length"]
+        (n, m), length = scan_counts(eqn), p["length"]
         fixed, carry, xs = ins[:n], list(ins[n : n + m]), ins[n + m :]
         need = [True] * m + list(wanted[m:])
         if length == 0:

@@ -10,7 +10,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from a2os2a_jax import models
 from a2os2a_jax.analysis.audit import certify_jaxpr
-from a2os2a_jax.analysis.audit.walk import needed, open_jaxpr
+from a2os2a_jax.analysis.audit.walk import needed, open_jaxpr, scan_counts
 from a2os2a_jax.functional import attention, neurons
 
 MARK, FACTOR = "planted", 1.37
@@ -27,7 +27,7 @@ def programs(eqn, wanted):
                 continue
             need = wanted
             if eqn.primitive.name == "scan":  # its carry is needed by itself
-                carry = eqn.params["num_carry"]
+                _, carry = scan_counts(eqn)
                 need = [True] * carry + list(wanted[carry:])
             elif eqn.primitive.name == "while":
                 need = [True] * len(jaxpr.outvars)
