@@ -6,12 +6,13 @@ CONFIG ?= configs/digits.py
 WORKDIR ?= runs/digits
 
 stamp := $(VENV)/.complete
+extras := $(VENV)/.complete-extras
 run := $(VENV)/bin/python -m
 usable := import sys, pip; sys.exit(sys.version_info < (3, 11))
 pytest := $(run) pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help digits recall test test-all lint clean
+.PHONY: help digits recall test test-all docs lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -26,8 +27,12 @@ recall: $(stamp)  ## the task that needs attention, into runs/recall; some minut
 test: lint  ## linter, formatter, then every test that is not slow
 	@$(pytest)
 
-test-all: lint  ## the same with the slow tests
+test-all: lint $(extras)  ## the same with the slow tests: notebooks, site, commands of the docs
 	@$(pytest) -m ''
+
+docs: $(extras)  ## the documentation into build/docs; nothing is fetched but packages
+	@$(run) sphinx -W --keep-going -q -b html docs build/docs
+	@echo 'wrote build/docs; next: open build/docs/index.html'
 
 lint: $(stamp)  ## ruff: rules and formatting, changing nothing
 	@$(run) ruff check -q . && $(run) ruff format -q --check .
@@ -47,4 +52,9 @@ $(stamp): requirements.txt pyproject.toml
 	  if [ -f '$(VENV)/pyvenv.cfg' ]; then rm -rf '$(VENV)'; fi; \
 	  $(PYTHON) -m venv '$(VENV)'; fi
 	@$(run) pip install -qq --no-compile --disable-pip-version-check -r requirements.txt -e '.[test]'
+	@touch $@
+
+# What only the documentation and the notebooks need.
+$(extras): $(stamp)
+	@$(run) pip install -qq --no-compile --disable-pip-version-check -e '.[test,docs,notebooks]'
 	@touch $@

@@ -2,10 +2,12 @@
 
     python -m a2os2a_jax.main --config=FILE[:arg] --workdir=DIR [--mode=MODE]
                               [--config.key=value ...] [--traceback]
+    python -m a2os2a_jax.main --mode=predict --workdir=DIR --image=FILE_OR_FOLDER
     python -m a2os2a_jax.main --help [--mode=MODE]
     python -m a2os2a_jax.main --list
 
---config      a file in configs/; with :smoke the same program on made-up data
+--config      a file in configs/; with :smoke the same program on made-up data;
+              export and predict take a run's own if it is left out
 --workdir     where the run lives; the same command again goes on where it stopped
 --mode        what to do with it, see below; train if it is left out
 --config.…    overrides one key, as in --config.optim.lr=1e-3; the keys with their
@@ -65,16 +67,36 @@
               and energy bars where DIR/energy.json is; what is there already is kept
     next      --mode=energy first, for the bars and for rates of the whole split
 
+--mode=export  makes a trained run a folder that runs without this package
+    keys      eval.checkpoint eval.ema
+    writes    DIR/export/ (export_step4/ of another checkpoint than the last): folded
+              weights (safetensors), a program for any batch on cpu, cuda and tpu
+              (jax.export), model.json, a model card, and load.py, which needs jax,
+              numpy and flatbuffers alone; what is there and differs is refused
+    next      --mode=predict with --workdir=DIR/export
+
+--mode=predict  tells the classes of pictures, PNG or JPEG: --image=FILE_OR_FOLDER; DIR
+              is a run, an exported folder, or zoo:NAME, and no data set is needed
+    keys      eval.checkpoint eval.ema; and of its own --top=5 classes to tell, --out a
+              new folder, --figures=8 pictures to draw
+    writes    what --out names, else predictions/NAME of the model, with a number where
+              that is taken: predictions.jsonl, predictions.json, and a figure of each
+              of the first pictures: what is seen, the spikes, the answer over time
+    next      --mode=export
+
 Examples:
     python -m a2os2a_jax.main --config=configs/digits.py --mode=plan
     python -m a2os2a_jax.main --config=configs/digits.py --workdir=runs/digits
     python -m a2os2a_jax.main --config=configs/imagenet.py:smoke --workdir=runs/smoke
+    python -m a2os2a_jax.main --workdir=runs/digits --mode=export
+    python -m a2os2a_jax.main --workdir=runs/digits --mode=predict --image=photo.png
 """
 
 import importlib
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -87,9 +109,28 @@ MODES = {  # mode -> module with run(config, workdir)
     "certify": "a2os2a_jax.commands.certify",
     "energy": "a2os2a_jax.commands.energy",
     "figures": "a2os2a_jax.commands.figures",
+    "export": "a2os2a_jax.commands.export",
+    "predict": "a2os2a_jax.commands.predict",
 }
 NO_WORKDIR = ("plan",)  # modes that need none, and then get None
-LATER = ("export", "predict", "bench")
+OWN_CONFIG = ("export", "predict")  # modes that take that of the workdir, if need be
+OPTIONS = {  # of one mode alone: flag -> (mode, what defines it, default)
+    "image": ("predict", flags.DEFINE_string, None),
+    "top": ("predict", flags.DEFINE_integer, 5),
+    "out": ("predict", flags.DEFINE_string, None),
+    "figures": ("predict", flags.DEFINE_integer, 8),
+}
+LATER = ("bench",)
+
+
+class Line(NamedTuple):
+    """A command line; options are those of its mode alone, for `run`."""
+
+    config: Any
+    workdir: str | None
+    mode: str
+    traceback: bool
+    options: dict[str, Any]
 
 
 def usage(mode: str | None = None) -> str:
@@ -112,8 +153,8 @@ def _known(mode: str) -> None:
         raise ValueError(f"--mode: {mode!r} is {state}, expected {expected}")
 
 
-def parse(argv: Sequence[str]):
-    """(config, workdir, mode, traceback) of a command line; workdir may be None.
+def parse(argv: Sequence[str]) -> Line:
+    """A command line, checked; its workdir may be None.
 
     Raises:
       ValueError: names what was got and what was expected.
@@ -124,8 +165,18 @@ def parse(argv: Sequence[str]):
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("mode", "train", "", flag_values=values)
     flags.DEFINE_bool("traceback", False, "", flag_values=values)
+    for name, (_, define, default) in OPTIONS.items():
+        define(name, default, "", flag_values=values)
     argv = list(argv)  # else the overrides are looked for in sys.argv
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    own = _own_config(argv)
+    if own is None:
+        config_flags.DEFINE_config_file(
+            "config", None, flag_values=values, sys_argv=argv
+        )
+    else:
+        config_flags.DEFINE_config_dict(
+            "config", own, flag_values=values, sys_argv=argv
+        )
     try:
         left = values(argv)[1:]
         config = values.config
@@ -145,15 +196,32 @@ def parse(argv: Sequence[str]):
         raise ValueError(
             f"command line: got {left[0]!r}, expected flags alone (--help)"
         )
-    if config is None:
+    if config is None and not (values.mode in OWN_CONFIG and not values.workdir):
         raise ValueError("--config: got none, expected a file as configs/digits.py")
-    if not isinstance(config, ConfigDict):
+    if config is not None and not isinstance(config, ConfigDict):
         got = config_flags.get_config_filename(values["config"])
         raise ValueError(f"--config: got {got}, expected a file as configs/digits.py")
     _known(values.mode)
+    options = {}
+    for name, (mode, *_) in OPTIONS.items():
+        if mode == values.mode:
+            options[name] = values[name].value
+        elif values[name].present:
+            raise ValueError(
+                f"--{name}: got {values[name].value!r} with --mode={values.mode}, "
+                f"expected none: it is of --mode={mode}"
+            )
     if values.workdir is None and values.mode not in NO_WORKDIR:
         raise ValueError("--workdir: got none, expected a directory for the run")
-    return config, values.workdir, values.mode, values.traceback
+    return Line(config, values.workdir, values.mode, values.traceback, options)
+
+
+def _own_config(argv: Sequence[str]):
+    """The config of the workdir, where the command line names none; else None."""
+    workdir, mode = _value(argv, "workdir"), _mode(argv)
+    if mode not in OWN_CONFIG or not workdir or _value(argv, "config") is not None:
+        return None
+    return importlib.import_module("a2os2a_jax.train.inference").config_of(workdir)
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -168,7 +236,7 @@ def main(argv: Sequence[str] = ()) -> int:
             listing = importlib.import_module("a2os2a_jax.commands.list")
             listing.run(MODES, LATER)
             return 0
-        config, workdir, mode, traceback = parse(argv)
+        config, workdir, mode, traceback, options = parse(argv)
         if config.get("deterministic"):
             from a2os2a_jax.train import parallel
 
@@ -178,7 +246,7 @@ def main(argv: Sequence[str] = ()) -> int:
 
             jax.config.update("jax_enable_x64", True)
         command = importlib.import_module(MODES[mode])
-        found = command.run(config, workdir)
+        found = command.run(config, workdir, **options)
         return command.exit_code(found) if hasattr(command, "exit_code") else 0
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint")
@@ -192,8 +260,20 @@ def main(argv: Sequence[str] = ()) -> int:
 
 def _mode(argv: Sequence[str]) -> str | None:
     """The mode that a command line names, before it is parsed."""
-    found = re.search(r"(?:^| )--?mode[= ](\S*)", " ".join(argv[1:]))
-    return found[1] if found else None
+    return _value(argv, "mode")
+
+
+def _value(argv: Sequence[str], flag: str) -> str | None:
+    """What a command line says of a flag, last, before it is parsed; None if nothing.
+
+    As in --flag=value and --flag value.
+    """
+    found = None
+    for word, after in zip(argv[1:], [*argv[2:], ""], strict=False):
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name == flag:
+            found = value if equals else after
+    return found
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ import numpy as np  # noqa: E402
 
 from a2os2a_jax import models  # noqa: E402
 from a2os2a_jax.analysis import rates  # noqa: E402
-from a2os2a_jax.interop import weights  # noqa: E402
-from a2os2a_jax.train import loop, setup  # noqa: E402
+from a2os2a_jax.train import finetune, loop, setup  # noqa: E402
 from a2os2a_jax.train import workdir as workdirs  # noqa: E402
 
-WEIGHTS = "experiments/results/fashion_mnist/fashion_mnist,seed=0.safetensors"
+WEIGHTS = "zoo:fashion_mnist"
 SEEDS, BATCH = range(3), 100
 
 
@@ -46,7 +45,7 @@ def config_of(name: str, seed: int = 0):
 def fashion() -> tuple[Any, setup.Parts, dict[str, Any]]:
     """(config, parts, variables) of the committed weights."""
     config = config_of("fashion_mnist")
-    return config, setup.prepare(config), weights.load(ROOT / WEIGHTS)[0]
+    return config, setup.prepare(config), finetune.source(WEIGHTS)[0]
 
 
 def digits(seed: int) -> tuple[Any, setup.Parts, dict[str, Any]]:

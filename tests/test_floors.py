@@ -27,19 +27,19 @@ class Room(NamedTuple):
 JAX = "jax numpy"
 FLAX = "jax numpy flax"
 BELOW = "functional modules models"
-LOOP = f"{BELOW} data analysis interop train config"
+LOOP = f"{BELOW} data analysis interop train config zoo"
 ROOMS = {
     "functional": Room("floor 0", JAX),
     "modules": Room("floor 1", FLAX, "", "functional"),
     "models": Room("floor 2", FLAX, "", "functional modules"),
     "data": Room("wing", JAX, "*"),
     "analysis": Room("wing", FLAX, "matplotlib", BELOW),
-    "interop": Room("wing", FLAX, "torch safetensors", BELOW),
+    "interop": Room("wing", FLAX, "torch safetensors jax2onnx onnx", BELOW),
     "train": Room(
         "floor 3",
         f"{FLAX} optax orbax absl etils ml_collections",
         "tqdm tensorboardX rich grain sklearn",
-        f"{BELOW} data analysis interop config",
+        f"{BELOW} data analysis interop config zoo",
     ),
     "commands": Room(
         "floor 4",
@@ -48,6 +48,7 @@ ROOMS = {
         LOOP,
     ),
     "config": Room("leaf", "ml_collections"),
+    "zoo": Room("leaf", ""),
     "main": Room("top", "absl jax ml_collections", "*", f"{LOOP} commands"),
     "__init__": Room("front door", "", "", "functional"),
     "configs/": Room("recipes", "ml_collections", "", "config"),

@@ -273,11 +273,50 @@ def test_traceback_shows_where_an_error_came_from(tmp_path):
 def test_overrides_are_those_given_not_those_of_the_process(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["pytest", "--config.optim.lr=9", "-x"])
     flags = [SMOKE, f"--workdir={tmp_path}", "--config.optim.lr=0.5"]
-    config, workdir, mode, traceback = main.parse(
+    config, workdir, mode, traceback, options = main.parse(
         ["main", *flags, "--config.train.steps=7", "--config.augment.flip=true"]
     )
     assert (config.optim.lr, config.train.steps, config.augment.flip) == (0.5, 7, True)
     assert (workdir, mode, traceback) == (str(tmp_path), "train", False)
+    assert options == {}
+
+
+def test_predict_and_export_take_the_config_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--config.optim.lr=9", "-x"])
+    c = configs.default()
+    c.update(seed=3, init_from="elsewhere")
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_json(c)))
+    given = ["main", f"--workdir={tmp_path}", "--config.eval.checkpoint=best"]
+    found = main.parse([*given, "--mode=export"])
+    assert (found.config.seed, found.config.eval.checkpoint) == (3, "best")
+    assert found.config.init_from == "elsewhere" and found.options == {}
+    flags = ["--mode", "predict", "--image=a.png", "--top=2", "--figures", "0"]
+    found = main.parse(["main", "--workdir", str(tmp_path), *flags])
+    assert found.config.seed == 3 and found.workdir == str(tmp_path)
+    want = {"image": "a.png", "top": 2, "out": None, "figures": 0}
+    assert found.options == want
+    found = main.parse(["main", SMOKE, *flags, "--workdir=x"])  # a config of one's own
+    assert found.config.data.name == "fake"
+
+
+@pytest.mark.parametrize("flag", ["--image=a.png", "--top=3", "--out=x", "--figures=1"])
+@pytest.mark.parametrize("mode", ["train", "export"])
+def test_flags_of_predict_mean_nothing_elsewhere(mode, flag, tmp_path, capsys):
+    assert call(SMOKE, f"--workdir={tmp_path / 'new'}", f"--mode={mode}", flag) == 1
+    name, _, value = flag.partition("=")
+    one_error(
+        capsys.readouterr().err, f"{name}: got ", value, f"--mode={mode}, expected none"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_other_modes_need_a_config(mode, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(
+        json.dumps(configs.to_json(configs.default()))
+    )
+    assert call(f"--workdir={tmp_path}", f"--mode={mode}") == 1
+    one_error(capsys.readouterr().err, "--config: got none, expected a file")
 
 
 def test_ctrl_c_is_no_crash(monkeypatch, tmp_path, capsys):
@@ -322,7 +361,8 @@ def quick_compilation():
 
 
 FILES = {
-    *("config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard"),
+    *("config.json", "data.json", "metrics.jsonl", "result.json"),
+    *("checkpoints", "tensorboard"),
     *("figures/training_curves.png", "figures/spike_raster.png"),
 }
 

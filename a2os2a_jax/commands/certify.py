@@ -63,12 +63,23 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     print(f"\n{text(record)}")
     if jax.process_index() == 0:
         print(f"wrote {workdirs.write_new(folder / FILE, record)}")
+        print(f"next: {_next(record, (folder / 'config.json').exists(), folder)}")
     return record
 
 
 def exit_code(record: dict[str, Any]) -> int:
     """1 when a multiplication remains, or nothing is proven."""
     return 0 if record["addition_only"] else 1
+
+
+def _next(record: dict[str, Any], is_run: bool, folder: Path) -> str:
+    if not record["addition_only"]:
+        return (
+            "the table names the places; docs/certificate.md says what each rule asks"
+        )
+    if is_run:
+        return f"--mode=energy counts what {folder} adds on its data, and the cost"
+    return f"--mode=train --workdir={folder} trains it, then --mode=energy counts"
 
 
 def certify(model: nn.Module, variables: Any, shape: tuple[int, ...]) -> audit.Report:

@@ -49,6 +49,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     }
     print(f"{table(record['work'])}\n\n{text(record)}")
     print(f"wrote {workdirs.write_new(folder / FILE, record)}")
+    print("next: the same command with --mode=figures draws these energies and rates")
     return record
 
 

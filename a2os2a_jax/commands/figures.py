@@ -110,7 +110,14 @@ def run(config: ConfigDict, workdir: str) -> list[Path]:
                 print(f"wrote {path}")
             else:
                 print(f"kept  {path}, which is there already")
+    print(f"next: {_next(folder)}")
     return written
+
+
+def _next(folder: Path) -> str:
+    if not (folder / ENERGY).exists():
+        return "--mode=energy counts the whole split; then this again adds the bars"
+    return f"--mode=export makes a folder of {folder} that runs without this package"
 
 
 def _is_there(path: Path, source: Path | None) -> bool:

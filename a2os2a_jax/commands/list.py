@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from a2os2a_jax import config as configs
-from a2os2a_jax import data
+from a2os2a_jax import data, zoo
 from a2os2a_jax.data import catalogue
 from a2os2a_jax.functional import attention as products
 from a2os2a_jax.functional import surrogate
@@ -41,6 +41,7 @@ def run(modes: Mapping[str, str], later: Iterable[str] = ()) -> str:
         "optimizers, --config.optim.name": _names(optim.OPTIMIZERS),
         "schedules, --config.optim.schedule": _names(optim.SCHEDULES),
         "number formats, --config.dtype": _names(registry.DTYPES),
+        "weights, --config.init_from": _zoo(),
         "modes, --mode": [*_modules(modes), *_planned(later)],
         f"keys that are {_LATER}": _keys(),
         "configs, --config": _configs(),
@@ -108,6 +109,11 @@ def _sources() -> list[str]:
             rows.append(("", about))
         rows.append(("", f"takes {', '.join(takes)}"))
     return _columns(rows)
+
+
+def _zoo() -> list[str]:
+    rows = [(f"zoo:{name}", zoo.card(name)["about"]) for name in zoo.names()]
+    return _columns([*rows, ("DIR, DIR@best, DIR@STEP, FILE", "of your own")])
 
 
 def _known(name: str) -> str:

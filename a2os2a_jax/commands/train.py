@@ -33,12 +33,14 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if finished:
         print(f"{folder} holds this run already, finished earlier:")
     print(table(result))
-    print(f"wrote {folder}: result.json, metrics.jsonl, config.json, checkpoints/")
+    print(f"wrote {folder}: result.json, metrics.jsonl, config.json, data.json,")
+    print("      checkpoints/")
     for figure in drawn:
         print(f"      {figure}")
     print(f"next: the same command with --mode=eval scores {folder} again, and a new")
     print("      --workdir with --config.seed=1 or --config.model.attention.kind=none")
-    print("      shows how much of it is the seed, and how much the attention")
+    print("      shows how much of it is the seed, and how much the attention;")
+    print(f"      --mode=export --workdir={folder} makes a folder to carry away")
     return result
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,69 @@ def feed(
     return (split.fetch(order(step)) for step in range(first, last))
 
 
+class Spec(NamedTuple):
+    """What has to be known of a set where it is not at hand; `data.json` of a run.
+
+    Attributes:
+      name, shape, classes, class_names, mean, std, about, note: see `Dataset`.
+      stored: (H, W) of the pictures as the set stores them, which are then resized to
+        `shape`; None where they have any size, or are no pictures.
+      crop: share of the shorter side of a picture that evaluation sees of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    classes: int
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    about: str = ""
+    note: str = ""
+    stored: tuple[int, int] | None = None
+    crop: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` takes it."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in self._asdict().items()
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, what: str = "data.json") -> "Spec":
+        """The inverse of `to_json`; `what` names the origin in messages.
+
+        Raises:
+          ValueError: no object, one with other keys, or values that do not fit.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f"{what}: got {str(value)[:40]!r}, expected an object")
+        needed = {key for key in cls._fields if key not in cls._field_defaults}
+        if differing := (needed - value.keys()) | (value.keys() - set(cls._fields)):
+            raise ValueError(
+                f"{what}: got the keys {', '.join(value) or 'none'}, which differ in "
+                f"{', '.join(sorted(differing))} from those expected"
+            )
+        spec = cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        )
+        counts = (*spec.shape, spec.classes, *(spec.stored or ()))
+        if not all(isinstance(n, int) and n > 0 for n in counts):
+            raise ValueError(
+                f"{what}: got shape {spec.shape}, classes {spec.classes} and stored "
+                f"{spec.stored}, expected positive integers"
+            )
+        if spec.class_names and len(spec.class_names) != spec.classes:
+            raise ValueError(
+                f"{what}: got {len(spec.class_names)} names of classes, expected "
+                f"{spec.classes}"
+            )
+        return spec
+
+    def class_name(self, label: int) -> str:
+        return str(self.class_names[label] if self.class_names else label)
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A named set with its splits.
@@ -75,6 +138,7 @@ class Dataset:
         0 and 1 where values are no pixels.
       about: one line on what it is and where it comes from.
       note: what a result has to say of the copy that it was made on; "" for nothing.
+      stored, crop: see `Spec`.
     """
 
     name: str
@@ -88,11 +152,18 @@ class Dataset:
     std: tuple[float, ...] = (1.0,)
     about: str = ""
     note: str = ""
+    stored: tuple[int, int] | None = None
+    crop: float = 1.0
 
     @property
     def black(self) -> tuple[float, ...]:
         """A black pixel after normalisation; `augment.build` takes it as `fill`."""
         return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
+
+    @property
+    def spec(self) -> Spec:
+        """What a model has to know of its input."""
+        return Spec(**{name: getattr(self, name) for name in Spec._fields})
 
     def split(self, name: str) -> Split:
         """The split of this name; ValueError naming those there are."""

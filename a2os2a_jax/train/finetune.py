@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
+from a2os2a_jax import zoo
 from a2os2a_jax.interop import weights
 from a2os2a_jax.train import parallel
 from a2os2a_jax.train.checkpoint import Checkpoints
@@ -27,7 +28,10 @@ from a2os2a_jax.train.step import TrainState
 from a2os2a_jax.train.workdir import read_json
 
 HEAD = "params/head/"
-_EXPECTED = "expected a run's DIR, DIR@best or DIR@STEP, or a .safetensors or .npz file"
+_EXPECTED = (
+    "expected a run's DIR, DIR@best or DIR@STEP, a .safetensors or .npz file, or "
+    "zoo:NAME"
+)
 
 
 def source(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -35,7 +39,8 @@ def source(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Args:
       path: what `init_from` takes: the directory of a run, for its last checkpoint, or
-        DIR@best, DIR@STEP for another; or a file that `interop.weights.save` wrote.
+        DIR@best, DIR@STEP for another; a file that `interop.weights.save` wrote; or
+        zoo:NAME, weights that come with the package.
     Returns:
       (variables, about), about being JSON values: path, step, weights ("average" of the
       run's `train.ema`, else "plain"), commit, and the config of the run; of a file its
@@ -214,6 +219,11 @@ def begin(
 def _locate(path: str) -> tuple[Path, str]:
     """(file or directory, which checkpoint); what exists may have an @ in its name."""
     name = str(path)
+    if name.startswith(zoo.PREFIX):
+        try:
+            return zoo.path(name), "last"
+        except ValueError as error:
+            raise ValueError(f"init_from: {error}") from error
     if Path(name).exists() or "@" not in name:
         return Path(name), "last"
     folder, _, which = name.rpartition("@")

@@ -25,7 +25,14 @@ from a2os2a_jax.train.evaluate import Abandoned, Evaluator
 from a2os2a_jax.train.interrupt import Interrupt
 from a2os2a_jax.train.setup import prepare
 from a2os2a_jax.train.trained import EMA, PLAIN
-from a2os2a_jax.train.workdir import claim, commit, device, versions, write_json
+from a2os2a_jax.train.workdir import (
+    DATA,
+    claim,
+    commit,
+    device,
+    versions,
+    write_json,
+)
 
 
 class NonFiniteError(FloatingPointError):
@@ -45,8 +52,8 @@ def run(
 
     Args:
       config: see `a2os2a_jax.config.default`; files in `configs/` make one.
-      workdir: made if it is not there. Receives config.json, metrics.jsonl,
-        checkpoints/, tensorboard/ and, at the end, result.json.
+      workdir: made if it is not there. Receives config.json, data.json,
+        metrics.jsonl, checkpoints/, tensorboard/ and, at the end, result.json.
       loggers: called with every record that goes to metrics.jsonl.
     Returns:
       What result.json holds; with "stopped_at" instead of scores if `train.stop_after`
@@ -65,6 +72,8 @@ def run(
         finetune.check(config.init_from, workdir, parts.abstract_state().variables)
     if finished := claim(workdir, config):
         return finished
+    if main_process and not (workdir / DATA).exists():
+        write_json(workdir / DATA, parts.dataset.spec.to_json())
     start_wall, start_cpu = time.perf_counter(), time.process_time()
 
     # ---- state: from the last checkpoint that loads, or from init_from and the seed

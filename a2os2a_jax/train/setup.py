@@ -80,46 +80,16 @@ def prepare(config: ConfigDict) -> Parts:
     """
     configs.check(config)
     config = configs.filled(config)
-    d, m, o, t = config.data, config.model, config.optim, config.train
-    names = ("channels", "pairs", "slice_by", "fit", "corrupt", "area", "workers")
-    names += ("resident_gib",)
-    options = {name: d[name] for name in names}
-    dataset = datasets.load(
-        d.name,
-        size=d.size,
-        classes=d.classes,
-        data_dir=d.data_dir,
-        validation=d.validation,
-        seed=config.seed,
-        timesteps=d.timesteps,
-        **{k: v for k, v in options.items() if v is not None},
-    )
+    m, o, t = config.model, config.optim, config.train
+    dataset = load_data(config)
     size_of(dataset.split(config.eval.split), config.eval.examples)
-    _check_stem(m.stem, m.timesteps, d.timesteps, dataset)
+    _check_stem(m.stem, m.timesteps, config.data.timesteps, dataset)
     mesh = parallel.make_mesh(config.mesh.data)
     if config.deterministic:
         parallel.check_deterministic(mesh)
     key = "train.batch" + (" / accumulate" if t.accumulate > 1 else "")
     parallel.check_batch(key, t.batch // t.accumulate, mesh)
-    model = build(
-        m.name,
-        m.variant,
-        num_classes=dataset.classes,
-        image_size=dataset.shape[-3] if m.stem == "sps" else None,
-        in_channels=dataset.shape[-1],
-        timesteps=m.timesteps,
-        heads=m.heads,
-        pool=m.pool,
-        attention=m.attention.to_dict(),
-        neuron=m.neuron.to_dict(),
-        shortcut=m.shortcut,
-        dtype=config.dtype,
-        stem=m.stem,
-        readout=m.readout,
-        mlp_ratio=m.mlp_ratio,
-        remat=m.remat,
-        drop_path=m.drop_path,
-    )
+    model = make_model(config, dataset)
     epoch_steps = pipeline.steps_per_epoch(dataset.train.size, t.batch)
     total_steps = max(1, round(t.epochs * epoch_steps)) if t.steps is None else t.steps
     rate = optim.schedule(
@@ -160,6 +130,53 @@ def prepare(config: ConfigDict) -> Parts:
     batch = {"image": parts._example(), "label": jnp.zeros(1, jnp.int32)}
     jax.eval_shape(lambda b: inputs(b, jax.random.key(0), jnp.int32(0)), batch)
     return parts
+
+
+def load_data(config: ConfigDict) -> pipeline.Dataset:
+    """The data set that `config.data` names.
+
+    Raises:
+      ValueError: there is none, or it cannot honour a key; names it.
+    """
+    d = config.data
+    names = ("channels", "pairs", "slice_by", "fit", "corrupt", "area", "workers")
+    names += ("resident_gib",)
+    options = {name: d[name] for name in names}
+    return datasets.load(
+        d.name,
+        size=d.size,
+        classes=d.classes,
+        data_dir=d.data_dir,
+        validation=d.validation,
+        seed=config.seed,
+        timesteps=d.timesteps,
+        **{k: v for k, v in options.items() if v is not None},
+    )
+
+
+def make_model(config: ConfigDict, data: pipeline.Dataset | pipeline.Spec) -> nn.Module:
+    """The model of the config, for examples and classes as those of `data`."""
+    config = configs.filled(config)
+    m = config.model
+    return build(
+        m.name,
+        m.variant,
+        num_classes=data.classes,
+        image_size=data.shape[-3] if m.stem == "sps" else None,
+        in_channels=data.shape[-1],
+        timesteps=m.timesteps,
+        heads=m.heads,
+        pool=m.pool,
+        attention=m.attention.to_dict(),
+        neuron=m.neuron.to_dict(),
+        shortcut=m.shortcut,
+        dtype=config.dtype,
+        stem=m.stem,
+        readout=m.readout,
+        mlp_ratio=m.mlp_ratio,
+        remat=m.remat,
+        drop_path=m.drop_path,
+    )
 
 
 def _inputs(a: ConfigDict, dataset: pipeline.Dataset, epoch_steps: int) -> step.Inputs:

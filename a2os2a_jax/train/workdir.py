@@ -22,6 +22,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 PREVIEW = "figures/preview.png"  # may be there before a run is
 CERTIFICATE = "certificate.json"  # likewise, and certificate.1.json, ...
+DATA = "data.json"  # what the model has to know of its input; see pipeline.Spec
 
 
 def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:

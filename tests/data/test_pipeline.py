@@ -1,3 +1,4 @@
+import json
 import threading
 
 import jax
@@ -225,3 +226,43 @@ def test_split_by_name():
 def test_errors_say_what_was_got(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- what is kept of a set, for models without their data
+
+
+def test_a_spec_survives_json_and_holds_what_pictures_need():
+    from a2os2a_jax import data
+
+    for name, how, stored, crop in (
+        ("fake", {"size": 8, "timesteps": 2}, None, 1.0),
+        ("recall", {}, None, 1.0),
+    ):
+        dataset = data.load(name, **how)
+        spec = dataset.spec
+        text = json.dumps(spec.to_json())
+        assert pipeline.Spec.from_json(json.loads(text)) == spec
+        assert (spec.stored, spec.crop) == (stored, crop), name
+        for key in ("name", "shape", "classes", "class_names", "mean", "std"):
+            assert getattr(spec, key) == getattr(dataset, key)
+    assert spec._replace(class_names=()).class_name(3) == "3"
+    assert spec._replace(class_names=tuple("abcd")).class_name(3) == "d"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shape": [8, 0, 1]}, r"got shape \(8, 0, 1\)"),
+        ({"classes": "ten"}, "classes ten"),
+        ({"class_names": ["a"]}, "got 1 names of classes, expected 10"),
+        ({"size": 3}, "differ in size"),
+        ({"shape": ...}, "differ in shape"),
+    ],
+)
+def test_a_broken_spec_is_named(change, words):
+    whole = pipeline.Spec("x", (8, 8, 1), 10).to_json() | change
+    broken = {k: v for k, v in whole.items() if v is not ...}
+    with pytest.raises(ValueError, match=f"^d.json: .*{words}"):
+        pipeline.Spec.from_json(broken, "d.json")
+    with pytest.raises(ValueError, match="data.json: got 'None', expected an object"):
+        pipeline.Spec.from_json(None)

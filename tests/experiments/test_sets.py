@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from a2os2a_jax import zoo
 from a2os2a_jax.interop import weights
 from a2os2a_jax.train import setup
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "experiments" / "results"
-WEIGHTS = RESULTS / "fashion_mnist" / "fashion_mnist,seed=0.safetensors"
+WEIGHTS = zoo.path("fashion_mnist")
 
 
 def read(name):

@@ -171,6 +171,7 @@ def test_files_of_a_run(whole):
     workdir, found, *_ = whole
     assert {p.name for p in workdir.iterdir()} == {
         "config.json",
+        "data.json",
         "metrics.jsonl",
         "checkpoints",
         "tensorboard",

@@ -6,6 +6,7 @@ their name and renamed, so a figure is whole or absent.
 
 from a2os2a_jax.analysis.plots.activity import rate_map, token_activity
 from a2os2a_jax.analysis.plots.energy import energy_bars
+from a2os2a_jax.analysis.plots.prediction import prediction
 from a2os2a_jax.analysis.plots.raster import spike_raster
 from a2os2a_jax.analysis.plots.scores import any_time, confusion, reliability
 from a2os2a_jax.analysis.plots.sheet import contact_sheet
@@ -16,6 +17,7 @@ __all__ = [
     "confusion",
     "contact_sheet",
     "energy_bars",
+    "prediction",
     "rate_map",
     "reliability",
     "spike_raster",

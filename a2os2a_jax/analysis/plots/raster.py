@@ -61,7 +61,7 @@ def spike_raster(
     captions = {name: _caption(name, s) for name, s in layers.items()}
     names = 0.3 + 0.075 * max(len(x) for c in captions.values() for x in c.split("\n"))
     most = 0.2 + 0.075 * max(len(_most(m)) for m, _ in maps.values())
-    width = left + names + cell * t + where + most
+    width = left + names + max(cell * t + where + most, 5.1)  # the words below
     title = base.folded(title, int(12 * width))
     top = 0.95 + (0.2 * (title.count("\n") + 1) if title else 0)
     height = top + max(0.75 + row * len(layers), 3.75)

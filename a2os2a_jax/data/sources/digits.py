@@ -65,5 +65,6 @@ def load(
         class_names=tuple("0123456789"),
         mean=(MEAN,),
         std=(STD,),
+        stored=(SIZE, SIZE),
         about="scikit-learn's handwritten digits (UCI), 1,437 + 360 images of 8x8",
     )

@@ -100,6 +100,7 @@ def load(
         mean=mean,
         std=std,
         about=f"{len(train):,} + {len(test):,} pictures of {root.name}",
+        crop=images.CENTRE,
         **splits,
     )
 

@@ -114,6 +114,7 @@ def load(
         std=std,
         about=known.about if known else f"{len(x):,} + {len(x_test):,} of {path.name}",
         note=about.get("note", ""),
+        stored=None if frames else x.shape[1:3],
     )
 
 

@@ -107,6 +107,8 @@ def load(
         class_names=names,
         about=about,
         note=known.note if known else "",
+        stored=exact,
+        crop=images.CENTRE if exact is None else 1.0,
     )
     statistics = catalogue.statistics(name, channels)
     if small and area is None:

@@ -34,6 +34,14 @@ WAYS = {  # name -> what draws it into a path
     "token_activity": lambda path: plots.token_activity(
         np.ones((1, 4, 4, 1)), {"n": SPIKES}, path
     ),
+    "prediction": lambda path: plots.prediction(
+        np.zeros((4, 4, 1), np.uint8),
+        {"n": SPIKES[0]},
+        [[0.6, 0.4], [0.7, 0.3]],
+        ["a", "b"],
+        path,
+        probabilities=[0.7, 0.3],
+    ),
     "energy_bars": lambda path: plots.energy_bars({"a": {"b": 1.0}}, path),
 }
 
