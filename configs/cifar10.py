@@ -7,7 +7,8 @@
 
 Published (Guo et al. 2025, arXiv:2503.00226): 96.42 % with 2-512 and 94.91 % with 2-256
 (VSSA, their binary baseline: 95.51 and 94.39); the paper prints no recipe, seeds or
-spread. Ours: not run yet.
+spread. Ours: not run yet; of ":2-256,20" one seed, 85.46 %, in 182 s on one H100
+(experiments/results/cifar-factorial-20.json).
 
 The recipe is that of CIFAR 2-512 in the Spike-Driven Transformer's public code (Yao et
 al. 2023, arXiv:2307.01694), which differs in that its cosine counts from the first

@@ -2,6 +2,8 @@
 
     python experiments/figures.py       writes docs/figures/*.png
 
+Those of docs/concepts.md need no results; they are in `concepts`.
+
 Colours are those of Okabe and Ito, which stay apart for colour-blind readers; lines
 and points differ in dash and shape, too.
 """
@@ -228,7 +230,10 @@ def rates(folder: Path = FOLDER) -> Path:
 
 
 def main() -> int:
-    for path in (ablation_curves(), near_threshold(), energy(), rates()):
+    from experiments import concepts  # which takes colours and panels from here
+
+    of_results = (ablation_curves, near_threshold, energy, rates)
+    for path in (draw() for draw in (*of_results, *concepts.ALL)):
         print(f"wrote {path.relative_to(ROOT)}")
     return 0
 

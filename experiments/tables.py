@@ -10,183 +10,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import result_tables  # noqa: E402
+
 BEGIN, END = (
     "<!-- results: made by experiments/tables.py -->",
     "<!-- end of results -->",
 )
-NAMES = {"a2os2a": "A2OS2A", "vssa": "VSSA", "none": "no attention"}
-
-
-KIND, DECAY = "model.attention.kind", "model.neuron.decay_input"
-
-
-def _commits(value: dict) -> str:
-    return ", ".join(commit[:7] for commit in value["commits"])
-
-
-def first_light() -> str:
-    """Digits and recall, from first_light.json."""
-    value = json.loads((RESULTS / "first_light.json").read_text())
-    lines = [
-        "| task | attention | neuron rule | test accuracy, %: median (least to most) "
-        "| mean ± std | seeds | CPU-s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in value["rows"]:
-        a = {k: 100 * v for k, v in row["test_accuracy"].items()}
-        task = Path(row["config"].split(":")[0]).stem
-        rule = "decayed input" if row["settings"][DECAY] == "True" else "paper's"
-        lines.append(
-            f"| {task} | {NAMES[row['settings'][KIND]]} | {rule} "
-            f"| {a['median']:.2f} ({a['min']:.2f} to {a['max']:.2f}) "
-            f"| {a['mean']:.2f} ± {a['std']:.2f} | {row['n']} "
-            f"| {row['cpu_seconds']['median']:.0f} |"
-        )
-    lines += [
-        "",
-        f"From `experiments/results/first_light.json`; command: `{value['command']}`; "
-        f"device: {', '.join(value['devices'])}; commits: {_commits(value)}. "
-        "CPU-seconds count compilation, training and the last evaluation, on a machine "
-        "that had other work to do: they compare rows, and say little of another.",
-    ]
-    return "\n".join(lines)
-
-
-def ablation() -> str:
-    """32-key recall: neuron rule and attention, and learning rates, ablation.json."""
-    value = json.loads((RESULTS / "ablation.json").read_text())
-    k, v, rate = "model.attention.k", "model.attention.v", "optim.lr"
-    lines = [
-        "| 32-key recall | neuron rule | learning rate | test accuracy, %: median "
-        "(least to most) | mean ± std | seeds |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in value["rows"]:
-        settings = row["settings"]
-        if not settings.keys() <= {KIND, DECAY, k, v, rate} or len(settings) < 2:
-            continue
-        words = [NAMES.get(settings[KIND], settings[KIND])]
-        words += [
-            f"{key[-1].upper()} {settings[key]}" for key in (k, v) if key in settings
-        ]
-        a = {name: 100 * x for name, x in row["test_accuracy"].items()}
-        rule = "decayed input" if settings.get(DECAY) == "True" else "paper's"
-        lines.append(
-            f"| {', '.join(words)} | {rule} | {settings.get(rate, '1e-3')} "
-            f"| {a['median']:.2f} ({a['min']:.2f} to {a['max']:.2f}) "
-            f"| {a['mean']:.2f} ± {a['std']:.2f} | {row['n']} |"
-        )
-    lines += [
-        "",
-        f"From `experiments/results/ablation.json`; command: `{value['command']}`; "
-        f"device: {', '.join(value['devices'])}; commits: {_commits(value)}.",
-    ]
-    return "\n".join(lines)
-
-
-def precision() -> str:
-    """float32 and bfloat16 on digits, from digits_dtype.json."""
-    value = json.loads((RESULTS / "digits_dtype.json").read_text())
-    parts = []
-    for row in value["rows"]:
-        a = {name: 100 * x for name, x in row["test_accuracy"].items()}
-        parts.append(
-            f"{row['settings']['dtype']} {a['mean']:.2f} ± {a['std']:.2f} % (median "
-            f"{a['median']:.2f}, {row['n']} seeds)"
-        )
-    return (
-        f"Digits in two precisions: {', '.join(parts)}. From "
-        f"`experiments/results/digits_dtype.json`; command: `{value['command']}`; "
-        f"device: {', '.join(value['devices'])}; commits: {_commits(value)}."
-    )
-
-
-def time_of(task: str) -> str:
-    """What one run of `make TASK` costs, from TASK_time.json."""
-    value = json.loads((RESULTS / f"{task}_time.json").read_text())
-    runs = value["runs"]
-
-    def spread(key: str) -> str:
-        each = [run[key] for run in runs]
-        return f"{value['median'][key]:.0f} ({min(each):.0f} to {max(each):.0f})"
-
-    scaled = value["median_scaled_to_reference"]
-    commits = sorted({run["commit"][:7] for run in runs})
-    return (
-        f"`make {task}` from start to exit, nothing cached, alone on the machine, "
-        f"median of {len(runs)} seeds: {spread('wall_seconds')} s of wall clock, "
-        f"{spread('cpu_seconds')} CPU-seconds, where a product of two 2000 x 2000 "
-        f"matrices runs at {value['matmul_gflops']:.0f} GFLOP/s; scaled to "
-        f"{value['reference_gflops']:.0f} GFLOP/s: {scaled['wall_seconds']:.0f} s and "
-        f"{scaled['cpu_seconds']:.0f} CPU-seconds. From "
-        f"`experiments/results/{task}_time.json`; command: `{value['command']}`; "
-        f"device: {runs[0]['device']}; commit: {', '.join(commits)}."
-    )
-
-
-SETS = {  # file in results -> what its rows are
-    "fashion_mnist": "Fashion-MNIST",
-    "fashion_mnist-short": "Fashion-MNIST, short",
-    "nmnist-sample": "N-MNIST, first 600 + 100",
-}
-
-
-def sets() -> str:
-    """Real data on a CPU: a row for each attention, from the files that are there."""
-    lines = [
-        "| set | attention | T | epochs | parameters | test accuracy, %: median "
-        "(least to most) | mean ± std | seeds | training, s | CPU-s |",
-        "| --- " * 10 + "|",
-    ]
-    sources = []
-    for name, title in SETS.items():
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
-            continue
-        value = json.loads(path.read_text())
-        for row in value["rows"]:
-            first = next((RESULTS / name).glob("*.json"))
-            config = json.loads(first.read_text())["config"]
-            kind = row["settings"].get(KIND, config["model"]["attention"]["kind"])
-            a = {k: 100 * v for k, v in row["test_accuracy"].items()}
-            spread = mean = "one run"
-            if row["n"] > 1:
-                spread = f"{a['min']:.2f} to {a['max']:.2f}"
-                mean = f"{a['mean']:.2f} ± {a['std']:.2f}"
-            lines.append(
-                f"| {title} | {NAMES[kind]} | {config['model']['timesteps']} "
-                f"| {config['train']['epochs']:g} | {row['parameters']:,} "
-                f"| {a['median']:.2f} ({spread}) | {mean} | {row['n']} "
-                f"| {row['train_seconds']['median']:.0f} "
-                f"| {row['cpu_seconds']['median']:.0f} |"
-            )
-        sources.append(
-            f"`experiments/results/{name}.json` (`{value['command']}`; commits: "
-            f"{_commits(value)}; device: {', '.join(value['devices'])})"
-        )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"From {'; '.join(sources)}. Each run had one core of a machine that had "
-            "other work to do: CPU-seconds compare rows, seconds of wall clock hardly.",
-        ]
-    )
 
 
 def render(readme: str) -> str:
     """README with its results replaced by those of the JSON files."""
-    made = "\n\n".join(
-        [
-            sets(),
-            first_light(),
-            time_of("digits"),
-            time_of("recall"),
-            precision(),
-            ablation(),
-        ]
-    )
-    return _between(readme, BEGIN, made, END)
+    return _between(readme, BEGIN, result_tables.headline(), END)
+
+
+def results_page(text: str) -> str:
+    """docs/results.md, likewise."""
+    return _between(text, BEGIN, result_tables.all_results(), END)
+
+
+def zoo_page(text: str) -> str:
+    """docs/zoo.md with its table, from the cards."""
+    begin = "<!-- zoo: made by experiments/tables.py -->"
+    return _between(text, begin, result_tables.zoo_table())
 
 
 def data_table(text: str) -> str:
@@ -232,6 +79,36 @@ def cost_table(text: str) -> str:
     return _between(
         text, "<!-- costs: made by experiments/tables.py -->", "\n".join(lines)
     )
+
+
+def converter_table(text: str) -> str:
+    """docs/converters.md with its table, from converters.json: the newest converter."""
+    value = json.loads((RESULTS / "converters.json").read_text())
+    run = value["runs"][max(value["runs"], key=lambda v: [*map(int, v.split("."))])]
+    lines = [
+        "| model | dtype | inputs | answers that change | inputs that differ "
+        "| largest difference, of a range | nodes |",
+        "| --- " * 7 + "|",
+    ]
+    for row in run["rows"]:
+        lines.append(
+            f"| {row['what']} ({row['model']}) | {row['dtype']} | {row['inputs']:,} "
+            f"| {row['answers_changed']} | {row['inputs_differing']} "
+            f"| {row['largest_difference']:.1e} of {row['range_of_logits']:.2g} "
+            f"| {row['nodes']:,} |"
+        )
+    versions = run["versions"]
+    lines += [
+        "",
+        f"onnxruntime {versions['onnxruntime']} on a CPU against jax "
+        f"{versions['jax']}, converted by jax2onnx {versions['jax2onnx']}; an input "
+        "differs where a logit does by 1e-4 of the logits' range. Untrained models "
+        "have statistics of a batch, and every layer fires. From "
+        f"`experiments/results/converters.json`; command: `{value['command']}`; "
+        f"commit: {run['commit'][:7]}.",
+    ]
+    begin = "<!-- onnx: made by experiments/tables.py -->"
+    return _between(text, begin, "\n".join(lines))
 
 
 def certificate_tables(text: str) -> str:
@@ -400,8 +277,11 @@ def _between(
 PAGES = {
     "README.md": render,
     "docs/certificate.md": certificate_tables,
+    "docs/converters.md": converter_table,
     "docs/data.md": data_table,
     "docs/energy.md": energy_tables,
+    "docs/results.md": results_page,
+    "docs/zoo.md": zoo_page,
     "experiments/README.md": cost_table,
 }
 

@@ -1,24 +1,20 @@
-"""The code in docs/ runs, and what it says of records is so."""
+"""The code in README and docs runs, or says that it does not.
+
+Blocks of Python run here; commands of the shell in test_pages.py, which is slow.
+"""
 
 import csv
 import re
-from pathlib import Path
+import subprocess
+import tomllib
 
 import flax.linen as nn
 import numpy as np
 import pytest
 
 from a2os2a_jax.train import metrics, setup
-
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))}
-FENCE = re.compile(r"^```(python[^\n]*)\n(.*?)^```$", re.M | re.S)
-RUN, NOT_RUN = "python", "python not-run"  # what stands behind the opening fence
-
-
-def blocks(text):
-    """[(info, code)] of the fenced blocks of Python."""
-    return [match.groups() for match in FENCE.finditer(text)]
+from tests import fences
+from tests.fences import PAGES, ROOT
 
 
 class Toy(nn.Module):
@@ -38,25 +34,26 @@ class Toy(nn.Module):
 def ran(tmp_path, monkeypatch):
     """name of a page -> the folder in which its blocks have run."""
 
-    def run(name):
+    def run(page):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(setup, "build", lambda *_, **__: Toy())
-        for info, code in blocks(DOCS[name].read_text(encoding="utf-8")):
-            assert info in (RUN, NOT_RUN), f"{name}: ```{info}"
-            program = compile(code, DOCS[name].name, "exec")
-            if info == RUN:
-                exec(program, {})
+        for block in fences.of(page):
+            if block.info.startswith("python"):
+                program = compile(block.code, PAGES[page].name, "exec")
+                if not block.info.endswith(fences.NOT_RUN):
+                    exec(program, {"__name__": "__main__"})
         return tmp_path
 
     return run
 
 
-@pytest.mark.parametrize("name", sorted(set(DOCS) - {"hooks"}))
-def test_python_blocks_run_or_say_that_they_do_not(name, ran):
-    ran(name)
+# README's are run by test_readme.py
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {"hooks", "README"}))
+def test_python_blocks_run_or_say_that_they_do_not(page, ran):
+    ran(page)
 
 
-def test_hooks_run_and_records_are_as_described(ran, capsys):
+def test_hooks_run_and_records_are_as_described(ran, capsys, monkeypatch):
+    monkeypatch.setattr(setup, "build", lambda *_, **__: Toy())
     folder = ran("hooks")
     records = metrics.read_lines(folder / "runs" / "hooks" / "metrics.jsonl")
     with open(folder / "metrics.csv", newline="") as file:
@@ -68,7 +65,7 @@ def test_hooks_run_and_records_are_as_described(ran, capsys):
     printed = [line for line in capsys.readouterr().out.splitlines() if line[0] == "{"]
     assert len(printed) == len(records)
 
-    text = DOCS["hooks"].read_text(encoding="utf-8")
+    text = PAGES["hooks"].read_text(encoding="utf-8")
     described = {}
     for keys, of in re.findall(r"^\| (`.*?) \| (\w+) \|", text, re.M):
         described |= dict.fromkeys(re.findall(r"`(\w+)`", keys), of)
@@ -79,15 +76,163 @@ def test_hooks_run_and_records_are_as_described(ran, capsys):
 
 
 def test_weights_and_biases_takes_ten_lines_and_is_not_run():
-    ((_, code),) = [
-        (info, code)
-        for info, code in blocks(DOCS["hooks"].read_text(encoding="utf-8"))
-        if info == NOT_RUN
-    ]
+    (code,) = [b.code for b in fences.of("hooks") if b.info == "python not-run"]
     lines = [line for line in code.splitlines() if line.strip()]
     assert lines[0] == "import wandb" and len(lines) == 10
 
 
+# ---- what is not run
+
+# Of shell blocks that say so: pods, clusters, downloads, hours. A new one has to be
+# added here, so that none slips in.
+NOT_RUN_HERE = {
+    "quickstart": """
+pip install '.[train,cuda]'
+pip install '.[train,tpu]'
+python -m a2os2a_jax.main --config=configs/cifar10.py:2-256 --workdir=runs/c10
+""",
+    "recipes": """
+python -m a2os2a_jax.main --config=configs/cifar10.py --workdir=runs/c10
+python -m a2os2a_jax.main --config=configs/cifar10.py --workdir=runs/c10_vssa
+python -m a2os2a_jax.main --config=configs/imagenet.py --workdir=runs/in1k
+python experiments/sweep.py configs/digits.py
+""",
+    "devices": """
+pip install '.[train,cuda]'
+python -m a2os2a_jax.main --config=configs/digits.py --workdir=runs/digits_gpu
+python -m a2os2a_jax.main --config=configs/cifar10.py:2-512 --workdir=runs/c10
+gcloud compute tpus tpu-vm ssh NAME
+srun
+""",
+    "data": """
+pip install 'a2os2a_jax[prepare]'
+python -m a2os2a_jax.data.prepare cifar10 --data_dir=DIR
+python -m a2os2a_jax.data.prepare cifar10 --data_dir=DIR
+""",
+}
+
+
+def without_options(command):
+    """Up to the first option but for those that say what is run and where."""
+    kept = re.split(r" (?=--(?!config=|workdir=|data_dir=))", command)
+    return kept[0]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_are_not_run_are_listed(page):
+    found = [
+        without_options(command)
+        for block in fences.of(page)
+        if block.info == "sh not-run"
+        for command in block.commands
+    ]
+    assert found == NOT_RUN_HERE.get(page, "").strip().splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_block_says_what_it_is(page):
+    for block in fences.of(page):
+        assert block.info in fences.INFOS, f"{page}: ```{block.info}"
+        if block.info.endswith(fences.NOT_RUN):
+            assert fences.WARNING.search(block.around), (
+                f"{page}: the paragraph beside this does not say that it is not run "
+                f"here:\n{block.code}"
+            )
+        if not block.info:  # output; a command among it would not be run
+            assert not re.search(r"^\$? ?(python|make|pip|git) ", block.code, re.M), (
+                f"{page}: ``` is for output, commands stand in ```sh:\n{block.code}"
+            )
+
+
+def test_every_fence_is_closed():
+    for page, path in PAGES.items():
+        text = path.read_text(encoding="utf-8")
+        assert len(re.findall(r"^\s*```", text, re.M)) == 2 * len(fences.of(page)), page
+
+
+# ---- commands that another test answers for: pattern -> where, or why not at all
+
+
+def _make(match):
+    """The target is there, and its recipe can be read."""
+    dry = ["make", "-n", match[1]]
+    subprocess.run(dry, cwd=ROOT, check=True, capture_output=True, timeout=60)
+
+
+def _pip(match):
+    """The extras are there; test_house.py looks at their bounds."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = re.findall(r"\[([\w,]+)\]", match[0])
+    for extra in ",".join(extras).split(",") if extras else ():
+        assert extra in project["optional-dependencies"], match[0]
+
+
+def _script(match):
+    """The script is there; it writes into the checkout, so it has tests of its own."""
+    assert (ROOT / "experiments" / match[1]).is_file(), match[0]
+    assert any((ROOT / "tests" / "experiments").rglob("test_*.py"))
+
+
+ELSEWHERE = {
+    r"make ([\w-]+)": _make,  # what they install and run is `.ci/run`'s matter
+    r"(?:python -m )?pip install .*": _pip,
+    r"python experiments/([\w/]+\.py).*": _script,
+    r"git clone .*|cd [\w-]+|\. \.venv/bin/activate": None,  # a fresh clone, by hand
+}
+
+
+def elsewhere(command):
+    """(a match, what to check) if another test than that of the page answers."""
+    for pattern, check in ELSEWHERE.items():
+        if match := re.fullmatch(pattern, command):
+            return match, check
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_other_commands_are_there(page):
+    for block in fences.of(page):
+        for command in block.commands if block.info == "sh" else ():
+            if found := elsewhere(command):
+                match, check = found
+                if check:
+                    check(match)
+            else:  # test_pages.py runs it
+                assert re.match(r"(\w+=\S+ )*python ", command), f"{page}: {command}"
+
+
+# ---- the parser
+
+
 def test_a_block_is_taken_for_what_its_fence_says():
-    text = "```python\na\n```\n```\nb\n```\n```python not-run\nc\n```\n"
-    assert blocks(text) == [(RUN, "a\n"), (NOT_RUN, "c\n")]
+    text = (
+        "```python\na\n```\n\nbefore\n\n```\nb\n```\n\nafter\n\n```sh not-run\n"
+        "# all\npython x \\\n    --y  # why\n```\n"
+    )
+    one, two, three = fences.blocks(text)
+    assert (one.info, one.code, two.info) == ("python", "a\n", "")
+    assert two.around == "before\nafter"
+    assert (three.info, three.commands) == ("sh not-run", ["python x --y"])
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("```sh not-run\nsrun x\n```\n", "no word on it"),
+        ("```bash\nls\n```\n", "another language"),
+        ("```\npython x.py\n```\n", "a command as output"),
+    ],
+)
+def test_a_planted_block_is_found(text, wrong, monkeypatch):
+    monkeypatch.setattr(fences, "of", lambda page: fences.blocks(text))
+    with pytest.raises(AssertionError):
+        test_a_block_says_what_it_is(wrong)
+
+
+def test_a_planted_command_is_found(monkeypatch):
+    text = "*Not run here*:\n\n```sh not-run\nsrun y\n```\n\n```sh\nrm x\n```\n"
+    monkeypatch.setattr(fences, "of", lambda page: fences.blocks(text))
+    with pytest.raises(AssertionError):
+        test_commands_that_are_not_run_are_listed("README")
+    with pytest.raises(AssertionError):
+        test_other_commands_are_there("README")

@@ -21,6 +21,7 @@ SpikeFn = Callable[[jax.Array], jax.Array]
 
 def heaviside(x: jax.Array) -> jax.Array:
     """1 where x >= 0, else 0, in the dtype of x: a neuron fires at equality."""
+    x = jnp.asarray(x)  # jax.grad(spike)(0.5)
     return (x >= 0).astype(x.dtype)
 
 

@@ -4,7 +4,11 @@ import functools
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from a2os2a_jax.functional import attention, neurons
+from experiments import concepts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -67,3 +71,50 @@ def test_what_was_counted_is_what_is_drawn(script, tmp_path, monkeypatch):
     signed = [name for name, of in table.items() if isinstance(of, dict)]
     assert signed == ["block_0/attention/v_neuron"]
     assert table["stem_neuron"] == row["rates"]["stem_neuron"]["plus"]
+
+
+# ---- the concepts
+
+
+@pytest.mark.slow
+def test_every_concept_is_written(tmp_path):
+    for draw in concepts.ALL:
+        assert draw(tmp_path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    drawn = {draw.__name__ for draw in concepts.ALL}
+    assert {path.stem for path in tmp_path.iterdir()} == drawn
+
+
+def test_traces_are_those_of_the_neurons():
+    lif, decayed, ternary, guo = concepts.traces()
+    whole = neurons.unroll(neurons.lif_step, neurons.lif_init, concepts.CURRENT)
+    np.testing.assert_array_equal(lif.spikes, whole)
+    assert (np.flatnonzero(lif.spikes) + 1).tolist() == [3, 6, 19, 23]
+    assert (np.flatnonzero(decayed.spikes) + 1).tolist() == [19]
+    assert set(ternary.spikes) == set(guo.spikes) == {-1, 0, 1}
+    for found in (lif, decayed, ternary, guo):
+        low = min(np.abs(found.charged[found.spikes != 0]))
+        assert low >= found.thresholds[0] > max(np.abs(found.after[found.spikes != 0]))
+        quiet = found.spikes == 0
+        np.testing.assert_array_equal(found.charged[quiet], found.after[quiet])
+    # by hand: 0.6, then 0.6/2 + 0.6, then 0.9/2 + 0.6 >= 1
+    np.testing.assert_allclose(lif.charged[:3], [0.6, 0.9, 1.05], rtol=1e-6)
+
+
+def test_the_orders_cross_where_as_many_tokens_as_channels():
+    for tokens in (16, 63, 64, 65, 1024):
+        costs = {
+            name: concepts.operations(name, tokens, 64) for name in ("qk_v", "q_kv")
+        }
+        auto = attention.resolve_order("auto", tokens, tokens, 64)
+        assert costs[auto] == min(costs.values())
+        assert (costs["qk_v"] < costs["q_kv"]) == (tokens < 64)
+    assert concepts.operations("qk_v", 2, 3) == 2 * 2 * 2 * 2 * 3  # 2 products, N N d
+
+
+def test_darker_pixels_fire_more_often():
+    picture, spikes = concepts.coded(steps=4)
+    counts = spikes.sum(0)
+    assert counts[picture.argmax() // 8, picture.argmax() % 8] == 4
+    assert counts[picture == 0].max() == 0
+    by_grey = [counts[picture == grey].mean() for grey in np.unique(picture)]
+    assert by_grey == sorted(by_grey)

@@ -113,6 +113,13 @@ def test_ternary_fires_from_equality_on_both_sides(name, dtype):
     np.testing.assert_array_equal(s, np.array([-1, -1, 0, 0, 0, 1, 1], s.dtype))
 
 
+@pytest.mark.parametrize("name", BINARY)
+def test_a_number_of_python_is_taken_too(name):
+    spike, slope = BINARY[name]
+    assert float(spike(0.25)) == 1 and float(spike(-0.25)) == 0
+    np.testing.assert_allclose(jax.grad(spike)(0.1), slope(0.1), rtol=1e-5)
+
+
 def test_own_step_is_the_forward_value():
     spike = surrogate.from_curve(own_curve, lambda x: 1.0 * (x > 0))
     np.testing.assert_array_equal(spike(jnp.array([-1.0, 0.0, 1.0])), [0, 0, 1])
