@@ -53,8 +53,9 @@ def _product(q, k, v, order):
     if order == "qk_v":
         scores = einsum("...nhd,...mhd->...hnm", q, k)
         return einsum("...hnm,...mhd->...nhd", scores, v)
-    context = einsum("...mhd,...mhe->...hde", k, v)
-    return einsum("...nhd,...hde->...nhe", q, context)
+    # Transposed: else a CPU with units for bfloat16 has no kernel (XLA, DotThunk)
+    context = einsum("...mhd,...mhe->...hed", k, v)
+    return einsum("...nhd,...hed->...nhe", q, context)
 
 
 def a2os2a(q: jax.Array, k: jax.Array, v: jax.Array, order: str = "auto") -> jax.Array:
