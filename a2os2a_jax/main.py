@@ -98,7 +98,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
+try:
+    from absl import flags
+except ImportError:  # a plain installation brings the primitives alone
+    sys.exit(
+        "error: no absl-py here, expected what training needs: pip install '.[train]' "
+        "in a checkout"
+    )
 
 MODES = {  # mode -> module with run(config, workdir)
     "train": "a2os2a_jax.commands.train",
@@ -169,15 +175,12 @@ def parse(argv: Sequence[str]) -> Line:
         define(name, default, "", flag_values=values)
     argv = list(argv)  # else the overrides are looked for in sys.argv
     own = _own_config(argv)
-    if own is None:
-        config_flags.DEFINE_config_file(
-            "config", None, flag_values=values, sys_argv=argv
-        )
-    else:
-        config_flags.DEFINE_config_dict(
-            "config", own, flag_values=values, sys_argv=argv
-        )
+    how = dict(flag_values=values, sys_argv=argv)
     try:
+        if own is None:
+            config_flags.DEFINE_config_file("config", None, **how)
+        else:
+            config_flags.DEFINE_config_dict("config", own, **how)
         left = values(argv)[1:]
         config = values.config
     except (KeyError, AttributeError) as error:
@@ -211,8 +214,13 @@ def parse(argv: Sequence[str]) -> Line:
                 f"--{name}: got {values[name].value!r} with --mode={values.mode}, "
                 f"expected none: it is of --mode={mode}"
             )
-    if values.workdir is None and values.mode not in NO_WORKDIR:
+    if not values.workdir and values.mode not in NO_WORKDIR:
         raise ValueError("--workdir: got none, expected a directory for the run")
+    if (values.workdir or "").startswith("zoo:") and values.mode != "predict":
+        raise ValueError(
+            f"--workdir: got {values.workdir} with --mode={values.mode}, expected a "
+            f"directory: --config.init_from={values.workdir} starts from these weights"
+        )
     return Line(config, values.workdir, values.mode, values.traceback, options)
 
 
@@ -249,7 +257,9 @@ def main(argv: Sequence[str] = ()) -> int:
         found = command.run(config, workdir, **options)
         return command.exit_code(found) if hasattr(command, "exit_code") else 0
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint")
+        goes_on = (_mode(argv) or "train") == "train"
+        then = "; the same command goes on from the last checkpoint" * goes_on
+        print(f"interrupted{then}")
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if traceback:

@@ -102,12 +102,12 @@ def _prose(body: list[str]) -> list[str]:
         if kind == "as it is":
             out += ["::", "", *(f"   {x}" for x in lines), ""]
         elif kind == "list":
-            out += [
-                _inline(x) if x[:2] != "- " else "- " + _inline(x[2:]) for x in lines
-            ]
+            items = "\n".join(x if x[:2] == "- " else x.strip() for x in lines)
+            items = re.split(r"^- ", items, flags=re.M)[1:]
+            out += ["- " + _inline(" ".join(x.split())) for x in items]
             out += [""]
-        else:
-            out += [*map(_inline, lines), ""]
+        else:  # in one line, since `code` may go over the end of one
+            out += [_inline(" ".join(lines)), ""]
     return out
 
 

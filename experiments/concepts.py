@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from a2os2a_jax.analysis.plots import base
 from a2os2a_jax.functional import attention, neurons, surrogate
 from experiments.figures import BLUE, FOLDER, GREEN, GREY, ORANGE, PURPLE, figure, save
 
@@ -170,41 +171,41 @@ def surrogates(folder: Path = FOLDER) -> Path:
 
 
 def orders(folder: Path = FOLDER, head_dim: int = 64) -> Path:
-    """Operations of one head in both orders, and which one `auto` takes."""
+    """Additions of one head in both orders, and which one `auto` takes."""
     drawn, axes = figure(7.5, 4.4, squeeze=False)
     axis = axes[0, 0]
     n = np.arange(16, 1025)
-    axis.plot(n, operations("qk_v", n, head_dim), color=BLUE, label="(Q Kᵀ) V: 4 N² d")
+    axis.plot(n, additions("qk_v", n, head_dim), color=BLUE, label="(Q Kᵀ) V: 2 N² d")
     axis.plot(
         n,
-        operations("q_kv", n, head_dim),
+        additions("q_kv", n, head_dim),
         color=ORANGE,
         linestyle="--",
-        label="Q (Kᵀ V): 4 N d²",
+        label="Q (Kᵀ V): 2 N d²",
     )
     auto = [
-        float(operations(attention.resolve_order("auto", i, i, head_dim), i, head_dim))
+        float(additions(attention.resolve_order("auto", i, i, head_dim), i, head_dim))
         for i in n.tolist()
     ]
     axis.plot(n, auto, color=GREEN, linewidth=6, alpha=0.3, label="order = auto")
     marks = {64: "N = d\nCIFAR, 2-512", 196: "ImageNet, 8-512"}
     for tokens, name in marks.items():
         axis.axvline(tokens, color="#999999", linewidth=0.8, linestyle=":")
-        axis.text(tokens * 1.05, 3.6e4, name, fontsize=9, color=GREY)
+        axis.text(tokens * 1.05, 1.8e4, name, fontsize=9, color=GREY)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_ylim(2.8e4, 6e8)
+    axis.set_ylim(1.4e4, 3e8)
     axis.set_xticks([16, 32, 64, 128, 256, 512, 1024])
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_xlabel("tokens N")
-    axis.set_ylabel(f"operations of a head, d = {head_dim}")
+    axis.set_ylabel(f"additions of a head, d = {head_dim}, if all spikes fire")
     axis.legend(fontsize=9.5, frameon=False, loc="upper left")
     return save(drawn, folder / "orders.png")
 
 
-def operations(order: str, tokens, head_dim: int):
-    """Products and sums of one head's two matrix products, 2 for each pair."""
-    return 4.0 * tokens * (tokens if order == "qk_v" else head_dim) * head_dim
+def additions(order: str, tokens, head_dim: int):
+    """Of one head's two matrix products, if all spikes fire: nothing is multiplied."""
+    return 2.0 * tokens * (tokens if order == "qk_v" else head_dim) * head_dim
 
 
 def direct_coding(folder: Path = FOLDER, steps: int = 4) -> Path:
@@ -276,98 +277,100 @@ SPIKE, REAL, INK = "#D6E8F5", "#FBE3D2", "#333333"
 
 
 def block(folder: Path = FOLDER) -> Path:
-    """One block as a flow of data, with the alphabet on every arrow."""
-    drawn, axes = figure(13, 5.6, squeeze=False)
-    axis = axes[0, 0]
-    axis.set_axis_off()
-    axis.set_xlim(0, 26)
-    axis.set_ylim(0.2, 10.7)
-    top, q, k, v, low = 9.6, 6.6, 4.6, 2.6, 4.6
+    """One block as a flow of data, with the alphabet on every arrow.
 
-    def box(x, y, text, colour, wide=2.2, high=1.1):
+    Attention above, MLP below; coordinates are inches. It is README's picture, which
+    GitHub shows 830 pixels wide: 8.5 inches keep words of 11 points legible there.
+    """
+    wide, high = 8.5, 4.75
+    drawn = base.figure(wide, high)
+    axis = base.axes_at(drawn, 0, 0, wide, high)
+    axis.set_axis_off()
+    axis.set_xlim(0, wide)
+    axis.set_ylim(0, high)
+    size, tall = 11, 0.44
+    first, q, k, v = 4.3, 3.5, 2.85, 2.2
+    second, mlp = 1.25, 0.42
+
+    def words(x, y, text, ha="center"):
+        axis.text(x, y, text, ha=ha, va="center", fontsize=size)
+
+    def box(left, y, right, text, colour, tall=tall):
         from matplotlib.patches import FancyBboxPatch
 
         axis.add_patch(
             FancyBboxPatch(
-                (x - wide / 2, y - high / 2),
-                wide,
-                high,
-                boxstyle="round,pad=0.02,rounding_size=0.15",
+                (left, y - tall / 2),
+                right - left,
+                tall,
+                boxstyle="round,pad=0,rounding_size=0.07",
                 facecolor=colour,
                 edgecolor=INK,
                 linewidth=1,
             )
         )
-        axis.text(x, y, text, ha="center", va="center", fontsize=10)
+        words((left + right) / 2, y - 0.01, text)
 
-    def arrow(start, end, label="", colour=BLUE, above=0.42, wide=1.6):
-        axis.annotate(
-            "",
-            end,
-            start,
-            arrowprops=dict(arrowstyle="-|>", color=colour, lw=wide, shrinkA=0),
-        )
-        if label:
-            x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-            axis.text(x, y + above, label, ha="center", va="center", fontsize=9.5)
+    def arrow(start, end, label="", colour=BLUE, thick=1.6):
+        how = dict(arrowstyle="-|>", color=colour, lw=thick, shrinkA=0, shrinkB=0)
+        axis.annotate("", end, start, arrowprops=how | dict(mutation_scale=12))
+        words((start[0] + end[0]) / 2, start[1] + 0.17, label)
 
-    # the membrane's own path
-    arrow((0.2, top), (12.95, top), colour=ORANGE, wide=3)
-    arrow((13.65, top), (22.45, top), colour=ORANGE, wide=3)
-    arrow((23.15, top), (25.8, top), colour=ORANGE, wide=3)
-    axis.text(0.2, top + 0.5, r"membrane $U_{l-1}$, real", fontsize=10)
-    axis.text(16.2, top + 0.5, r"$U'_l$ = attention + $U_{l-1}$", fontsize=10)
-    axis.text(23.4, top + 0.5, r"$U_l$ = MLP + $U'_l$", fontsize=10)
-    for x in (13.3, 22.8):
-        axis.plot([x], [top], "o", markersize=19, color="white", markeredgecolor=INK)
-        axis.text(x, top - 0.03, "+", ha="center", va="center", fontsize=15)
+    def plus(x, y):
+        axis.plot([x], [y], "o", markersize=16, color="white", markeredgecolor=INK)
+        axis.plot([x - 0.06, x + 0.06], [y, y], color=INK, lw=1.4)
+        axis.plot([x, x], [y - 0.06, y + 0.06], color=INK, lw=1.4)
 
-    # Q, K, V
-    axis.text(0.1, k + 0.45, r"$S_{l-1}$ in {0, 1}", fontsize=10)
-    axis.plot([0.2, 2.2], [k, k], color=BLUE, lw=1.6)
-    axis.plot([2.2, 2.2], [v, q], color=BLUE, lw=1.6)
+    def membrane(y, adds, start, end):
+        arrow((0.12, y), (adds - 0.13, y), colour=ORANGE, thick=3)
+        arrow((adds + 0.12, y), (8.4, y), colour=ORANGE, thick=3)
+        plus(adds, y)
+        words(0.12, y + 0.22, start, ha="left")
+        words(8.38, y + 0.22, end, ha="right")
+
+    # attention
+    membrane(first, 7.1, r"membrane $U_{l-1}$, real", r"$U'_l$, real")
+    words(0.12, k + 0.17, r"$S_{l-1}$", ha="left")
+    words(0.12, k - 0.2, "{0, 1}", ha="left")
+    axis.plot([0.12, 0.68], [k, k], color=BLUE, lw=1.6)
+    axis.plot([0.68, 0.68], [v, q], color=BLUE, lw=1.6)
     rows = (
         (q, r"SN$_b$", "Q in {0, 1}", BLUE, SPIKE),
         (k, "ReLU", "K ≥ 0, real", ORANGE, REAL),
-        (v, r"SN$_t$", "V in {-1, 0, 1}", BLUE, SPIKE),
+        (v, r"SN$_t$", "V in {−1, 0, 1}", BLUE, SPIKE),
     )
     for y, name, alphabet, colour, fill in rows:
-        arrow((2.2, y), (2.9, y))
-        box(4.0, y, "Linear, BN", REAL)
-        arrow((5.1, y), (5.7, y), colour=ORANGE)
-        box(6.3, y, name, fill, wide=1.2)
-        arrow((6.9, y), (9.7, y), alphabet, colour)
-    box(10.5, k, r"$Q\,K^{\top} V$", REAL, wide=1.6, high=5.1)
-    arrow((11.3, low), (11.8, low), colour=ORANGE)
-    box(12.35, low, r"SN$_b$", SPIKE, wide=1.1)
-    arrow((12.35, low + 0.55), (12.35, 6.05))
-    axis.text(12.55, 5.62, "{0, 1}", fontsize=9.5)
-    box(12.75, 6.6, "Linear, BN", REAL)
-    arrow((13.3, 7.15), (13.3, top - 0.3), colour=ORANGE)
+        arrow((0.68, y), (0.95, y))
+        box(0.95, y, 1.97, "Linear, BN", REAL)
+        arrow((1.97, y), (2.27, y), colour=ORANGE)
+        box(2.27, y, 2.9, name, fill)
+        arrow((2.9, y), (4.3, y), alphabet, colour)
+    box(4.3, k, 5.0, r"$Q\,K^{\top} V$", REAL, tall=q - v + tall)
+    arrow((5.0, k), (5.33, k), colour=ORANGE)
+    box(5.33, k, 5.91, r"SN$_b$", SPIKE)
+    arrow((5.91, k), (6.58, k), "{0, 1}")
+    box(6.58, k, 7.6, "Linear, BN", REAL)
+    arrow((7.1, k + tall / 2), (7.1, first - 0.14), colour=ORANGE)
+    words(5.33, v + 0.08, "blue: spikes; orange: real numbers", ha="left")
+    words(5.33, v - 0.16, "SN: neuron, binary (b) or ternary (t)", ha="left")
 
     # MLP
-    arrow((14.6, top), (14.6, low + 0.55), colour=ORANGE)
-    box(14.6, low, "SN", SPIKE, wide=1.1)
-    arrow((15.15, low), (16.45, low), "{0, 1}")
-    box(17.55, low, "Linear, BN", REAL)
-    arrow((18.65, low), (19.1, low), colour=ORANGE)
-    box(19.65, low, "SN", SPIKE, wide=1.1)
-    arrow((20.2, low), (21.5, low), "{0, 1}")
-    box(22.6, low, "Linear, BN", REAL)
-    arrow((22.8, low + 0.55), (22.8, top - 0.3), colour=ORANGE)
-    arrow((24.4, top), (24.4, low + 0.55), colour=ORANGE)
-    box(24.4, low, "SN", SPIKE, wide=1.0)
-    arrow((24.9, low), (25.8, low))
-    axis.text(25.9, low - 1.2, r"$S_l$ in {0, 1}", ha="right", fontsize=10)
-
-    axis.text(
-        0.2,
-        0.6,
-        "blue arrows: spikes        orange arrows: real numbers        "
-        "SN: a spiking neuron, binary (b) or ternary (t)",
-        fontsize=10,
+    membrane(
+        second, 5.1, r"$U'_l$ = attention + $U_{l-1}$", r"$U_l$ = MLP + $U'_l$, real"
     )
-    return save(drawn, folder / "block.png")
+    arrow((0.62, second), (0.62, mlp + tall / 2), colour=ORANGE)
+    box(0.33, mlp, 0.91, "SN", SPIKE)
+    arrow((0.91, mlp), (1.68, mlp), "{0, 1}")
+    box(1.68, mlp, 2.7, "Linear, BN", REAL)
+    arrow((2.7, mlp), (3.15, mlp), colour=ORANGE)
+    box(3.15, mlp, 3.73, "SN", SPIKE)
+    arrow((3.73, mlp), (4.58, mlp), "{0, 1}")
+    box(4.58, mlp, 5.6, "Linear, BN", REAL)
+    arrow((5.1, mlp + tall / 2), (5.1, second - 0.14), colour=ORANGE)
+    arrow((6.7, second), (6.7, mlp + tall / 2), colour=ORANGE)
+    box(6.41, mlp, 6.99, "SN", SPIKE)
+    arrow((6.99, mlp), (8.4, mlp), r"$S_l$ in {0, 1}")
+    return base.save(drawn, folder / "block.png", math=True)
 
 
 ALL = (neuron_traces, surrogates, orders, direct_coding, block, seven)

@@ -105,7 +105,7 @@ gcloud compute tpus tpu-vm ssh NAME
 srun
 """,
     "data": """
-pip install 'a2os2a_jax[prepare]'
+pip install '.[prepare]'
 python -m a2os2a_jax.data.prepare cifar10 --data_dir=DIR
 python -m a2os2a_jax.data.prepare cifar10 --data_dir=DIR
 """,
@@ -129,6 +129,9 @@ def test_commands_that_are_not_run_are_listed(page):
     assert found == NOT_RUN_HERE.get(page, "").strip().splitlines()
 
 
+CODE = re.compile(r"^\$? ?(python|make|pip|git|import|from) ", re.M)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_block_says_what_it_is(page):
     for block in fences.of(page):
@@ -138,9 +141,10 @@ def test_a_block_says_what_it_is(page):
                 f"{page}: the paragraph beside this does not say that it is not run "
                 f"here:\n{block.code}"
             )
-        if not block.info:  # output; a command among it would not be run
-            assert not re.search(r"^\$? ?(python|make|pip|git) ", block.code, re.M), (
-                f"{page}: ``` is for output, commands stand in ```sh:\n{block.code}"
+        if block.info in ("", "text"):  # output; what stands in it would not be run
+            assert not CODE.search(block.code), (
+                f"{page}: ``` is for output, commands stand in ```sh, and programs in "
+                f"```python:\n{block.code}"
             )
 
 
@@ -170,7 +174,9 @@ def _pip(match):
 def _script(match):
     """The script is there; it writes into the checkout, so it has tests of its own."""
     assert (ROOT / "experiments" / match[1]).is_file(), match[0]
-    assert any((ROOT / "tests" / "experiments").rglob("test_*.py"))
+    named = match[1].rpartition("/")[2].removesuffix(".py")
+    tests = (ROOT / "tests" / "experiments").rglob("test_*.py")
+    assert any(re.search(rf"\b{named}\b", path.read_text()) for path in tests), named
 
 
 ELSEWHERE = {

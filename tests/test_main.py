@@ -149,6 +149,27 @@ def test_a_workdir_is_needed(mode, capsys):
     one_error(capsys.readouterr().err, "--workdir: got none, expected a directory")
 
 
+@pytest.mark.parametrize(
+    ("flags", "needles"),
+    [
+        (["--config.nope=1"], ["--config: expected a key", "nope"]),
+        (["--config.optimizer.lr=1"], ["--config: expected a key", "optimizer"]),
+        (["--workdir="], ["--workdir: got none, expected a directory"]),
+    ],
+)
+def test_what_is_wrong_without_a_config_is_one_line(flags, needles, capsys):
+    assert call("--mode=predict", "--workdir=zoo:digits", "--image=x.png", *flags) == 1
+    one_error(capsys.readouterr().err, *needles)
+
+
+@pytest.mark.parametrize("mode", sorted(set(main.MODES) - {"predict"}))
+def test_the_zoo_is_no_workdir(mode, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(SMOKE, "--workdir=zoo:digits", f"--mode={mode}") == 1
+    one_error(capsys.readouterr().err, "zoo:digits", "--config.init_from=zoo:digits")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_plan_needs_no_workdir_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(SMOKE, "--mode=plan", "--config.train.batch=64") == 0
@@ -368,7 +389,7 @@ FILES = {
 
 
 # What they share with another one is trained there; the default run leaves them out.
-ALIKE = ("cifar100", "dvs128_gesture", "fashion_mnist", "mnist", "nmnist")
+ALIKE = ("cifar10", "cifar100", "dvs128_gesture", "fashion_mnist", "mnist", "nmnist")
 
 
 @pytest.mark.parametrize(

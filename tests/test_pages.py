@@ -154,6 +154,20 @@ def test_the_site_builds_without_a_warning(tmp_path):
         assert 'id="a2os2a_jax.functional.' in page and f".{name}" in page, name
     for path in (tmp_path / "site").rglob("*.html"):
         assert str(ROOT) not in path.read_text(), path.name
+        assert stray(path.read_text()) == [], path.name
+
+
+def stray(page):
+    """Lines of a page's article with a backtick: markup that became text."""
+    article = "".join(re.findall(r"<article.*?</article>", page, re.S))
+    words = re.sub(r"<pre>.*?</pre>|<[^>]+>", "", article, flags=re.S)
+    return [line for line in words.split("\n") if "`" in line]
+
+
+def test_a_stray_backtick_is_found():
+    page = "<p>`</p><article><pre>`ls`</pre><code>a</code>{}</article>".format
+    assert stray(page("")) == []
+    assert stray(page("<p>\nx `y`\n</p>")) == ["x `y`"]
 
 
 def conf():
@@ -172,18 +186,24 @@ def test_a_docstring_becomes_prose_equations_and_sections():
     Args:
       q, k: two [...]
         lines.
-      **rest: others.
+      **rest: others, `f(
+        x)`.
     Returns:
-      (a, b), as in
+      (a, b), `c
+      d`, as in
         f(x)
+      - one `e
+        f`
+      - two
     """
     lines = [line[4:] for line in ("    " + text).splitlines()]
     made = "\n".join(conf().docstring(lines))
     assert "What ``x y``\\ \\_z is, in \\*one\\* line." in made
     assert "::\n\n   h = a * b_\n     + c\n" in made
-    assert ".. rubric:: Args\n\n``q, k``\n   two [...]\n" in made
-    assert "``**rest``\n   others." in made
-    assert ".. rubric:: Returns\n\n(a, b), as in\n\n::\n\n   f(x)" in made
+    assert ".. rubric:: Args\n\n``q, k``\n   two [...] lines.\n" in made
+    assert "``**rest``\n   others, ``f( x)``." in made
+    assert ".. rubric:: Returns\n\n(a, b), ``c d``, as in\n\n::\n\n   f(x)" in made
+    assert "- one ``e f``\n- two" in made
 
 
 def test_the_contents_are_those_of_the_index():

@@ -5,8 +5,8 @@
     python -m a2os2a_jax.data.prepare NAME --data_dir=DIR --check
 
 Sets of tensorflow-datasets are written as array_record, which is read without
-TensorFlow afterwards; writing the stock ones needs it (pip install
-'a2os2a_jax[prepare]'). Recordings of event cameras have to be downloaded by hand, from
+TensorFlow afterwards; writing the stock ones needs it (pip install '.[prepare]' in a
+checkout). Recordings of event cameras have to be downloaded by hand, from
 where their authors put them; they are made into frames here, once. With --check nothing
 is written. The exit code is 1 if a record cannot be read.
 """
@@ -205,7 +205,7 @@ def _write(name: str, data_dir: str) -> str:
     except ImportError:
         raise ImportError(
             f"{name} is not in {data_dir}, and writing it needs TensorFlow, once: pip "
-            "install 'a2os2a_jax[prepare]'"
+            "install '.[prepare]' in a checkout"
         ) from None
     import tensorflow_datasets
 

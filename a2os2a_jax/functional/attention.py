@@ -32,7 +32,7 @@ def _check(name: str, q: jax.Array, k: jax.Array, v: jax.Array, order: str) -> N
 def resolve_order(order: str, queries: int, keys: int, head_dim: int) -> str:
     """`auto` becomes the cheaper order; for N = M that is qk_v when N <= d.
 
-    Per head qk_v costs 2·2 N M d operations, and q_kv 2 (N + M) d².
+    Per head qk_v costs 2 N M d additions if all spikes fire, and q_kv (N + M) d².
     """
     if order != "auto":
         return order

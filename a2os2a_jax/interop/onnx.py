@@ -111,7 +111,7 @@ def _convert(program: core.ClosedJaxpr, images: jax.ShapeDtypeStruct, path: Path
             from onnx import checker
         except ImportError as error:
             raise ImportError(
-                f"onnx {path}: needs jax2onnx: pip install 'a2os2a_jax[onnx]'"
+                f"onnx {path}: needs jax2onnx: pip install jax2onnx"
             ) from error
         try:
             proto = jax2onnx.to_onnx(
@@ -190,8 +190,13 @@ def _run(program: core.ClosedJaxpr | core.Jaxpr, args: Sequence[Any]) -> list[An
     return [read(var) for var in jaxpr.outvars]
 
 
-def _scan(*inputs, jaxpr, num_consts, num_carry, length, reverse, **_):
+def _scan(*inputs, jaxpr, length, reverse, **params):
     """As many rounds as there are, one after the other."""
+    if "ft_in" in params:  # jax from 0.11
+        groups = params["ft_in"].unpack()[:2]
+        num_consts, num_carry = (len(group.vals) for group in groups)
+    else:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
     first = num_consts + num_carry
     consts, carry, xs = inputs[:num_consts], inputs[num_consts:first], inputs[first:]
     rounds = []

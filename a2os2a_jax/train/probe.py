@@ -124,7 +124,7 @@ def accuracy(
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
         raise ImportError(
-            "a probe needs scikit-learn: pip install 'a2os2a_jax[train]'"
+            "a probe needs scikit-learn: pip install scikit-learn"
         ) from error
     classifier = make_pipeline(
         StandardScaler(), LogisticRegression(C=1.0, max_iter=1000)

@@ -26,7 +26,7 @@ def test_what_is_there_is_read_in_full(tfds_dir, capsys):
 def test_what_is_not_there_needs_tensorflow_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     assert prepare.main(["cifar10", f"--data_dir={tmp_path}"]) == 1
-    one_line(capsys.readouterr().err, "a2os2a_jax[prepare]", "cifar10 is not in")
+    one_line(capsys.readouterr().err, "'.[prepare]'", "cifar10 is not in")
     assert prepare.main(["cifar10", f"--data_dir={tmp_path}", "--check"]) == 1
     one_line(capsys.readouterr().err, "found no cifar10")
     assert list(tmp_path.iterdir()) == []

@@ -84,6 +84,29 @@ def test_every_concept_is_written(tmp_path):
     assert {path.stem for path in tmp_path.iterdir()} == drawn
 
 
+def test_words_of_the_block_are_apart_and_legible_where_github_shows_them(monkeypatch):
+    kept = []
+    monkeypatch.setattr(concepts.base, "save", lambda drawn, _: kept.append(drawn))
+    concepts.block()
+    (drawn,) = kept
+    draw = drawn.canvas.get_renderer()
+    (axis,) = drawn.axes
+    boxes = [x.get_window_extent(draw) for x in axis.patches]
+    texts = [x for x in axis.texts if x.get_text()]
+    words = [(x.get_text(), x.get_window_extent(draw)) for x in texts]
+    assert len(boxes) == 14
+    shown = 830 / drawn.bbox.width
+    for i, (text, a) in enumerate(words):
+        assert 4 <= a.x0 and a.x1 <= drawn.bbox.width - 4, text
+        assert a.height * shown >= 11, text
+        for b in boxes:  # in a box or beside it
+            within = b.x0 <= a.x0 and a.x1 <= b.x1 and b.y0 <= a.y0 and a.y1 <= b.y1
+            assert within or not a.overlaps(b), text
+        assert not any(a.overlaps(b) for _, b in words[i + 1 :]), text
+    for i, a in enumerate(boxes):  # and where no arrow leads, well apart
+        assert not any(a.padded(20).overlaps(b) for b in boxes[i + 1 :])
+
+
 def test_traces_are_those_of_the_neurons():
     lif, decayed, ternary, guo = concepts.traces()
     whole = neurons.unroll(neurons.lif_step, neurons.lif_init, concepts.CURRENT)
@@ -103,12 +126,12 @@ def test_traces_are_those_of_the_neurons():
 def test_the_orders_cross_where_as_many_tokens_as_channels():
     for tokens in (16, 63, 64, 65, 1024):
         costs = {
-            name: concepts.operations(name, tokens, 64) for name in ("qk_v", "q_kv")
+            name: concepts.additions(name, tokens, 64) for name in ("qk_v", "q_kv")
         }
         auto = attention.resolve_order("auto", tokens, tokens, 64)
         assert costs[auto] == min(costs.values())
         assert (costs["qk_v"] < costs["q_kv"]) == (tokens < 64)
-    assert concepts.operations("qk_v", 2, 3) == 2 * 2 * 2 * 2 * 3  # 2 products, N N d
+    assert concepts.additions("qk_v", 2, 3) == 2 * 2 * 2 * 3  # 2 products, N N d
 
 
 def test_darker_pixels_fire_more_often():

@@ -5,9 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests import fences
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "experiments" / "notebooks"
@@ -17,7 +21,10 @@ SHOWN = {  # notebook -> (pictures at least, what it prints when all went well)
         ["additions; if all of Q and V fired", "addition-only: multiplication-free"]
         + ["NOT addition-only: refused 1 operation", "an estimate (counts times"],
     ),
-    "colab_tpu": (2, ["2 x cpu (cpu), mesh {'data': 2}", "copied runs/smoke to"]),
+    "colab_tpu": (
+        2,
+        ["2 x cpu (cpu), mesh {'data': 2}", "the run is kept in runs/smoke, a new one"],
+    ),
     "one_neuron": (6, ["by hand [0.309", "unseen points: 9", "in [-1, 0, 1]"]),
     "your_data": (5, ["wrote runs/mine-smoke/export", "of the test pictures are"]),
 }
@@ -139,6 +146,67 @@ def test_colab_installs_the_bounds_of_requirements_and_leaves_the_runtime_alone(
     assert "never been run on a TPU so far" in text
 
 
+def test_one_neuron_installs_itself_from_the_same_place_and_only_then():
+    (of_colab,) = re.findall(r'^REPOSITORY = ".*"$', code(read("colab_tpu"))[0], re.M)
+    first, *others = code(read("one_neuron"))
+    assert of_colab in first and "--no-deps" in first
+    assert not any("pip" in text for text in others)
+    exec(first, {})  # it is importable here: nothing is installed
+    absent = first.replace('find_spec("a2os2a_jax")', 'find_spec("not_there")')
+    with pytest.raises(SystemExit, match="put the address of your copy"):
+        exec(absent, {})
+
+
+def test_colab_stops_at_a_jax_out_of_bounds():
+    (first, *_) = code(read("colab_tpu"))
+    planted = re.sub(r"JAX = .*", 'JAX = ">=99"', first)
+    with pytest.raises(SystemExit, match="expected >=99: choose another runtime"):
+        exec(planted, {})
+
+
+def test_colab_keeps_the_run_in_drive_from_the_start(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cells = {cell["id"]: source(cell) for cell in read("colab_tpu")["cells"]}
+    assert list(cells).index("keep") < list(cells).index("train")
+    assert [i for i, text in cells.items() if re.search("^RUN =", text, re.M)] == [
+        "keep"
+    ]
+    names: dict = {"Path": Path, "SMOKE": True}
+    exec(cells["keep"], names)
+    assert names["RUN"] == Path("runs/smoke")
+
+    mounted: list[str] = []
+    colab = types.ModuleType("google.colab")
+    colab.drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    exec(cells["keep"], names)
+    (drive,) = mounted
+    assert names["RUN"].is_relative_to(drive)
+
+
+@pytest.mark.parametrize("name", ["colab_tpu", "your_data"])
+def test_a_stopped_training_says_so(name):
+    (cell,) = [source(c) for c in read(name)["cells"] if c["id"] == "train"]
+    stopped = types.SimpleNamespace(run=lambda config, workdir: {"stopped_at": 7})
+    names = {"train": stopped, "config": None, "RUN": None}
+    with pytest.raises(SystemExit, match="stopped at step 7: this cell again goes on"):
+        exec(cell, names)
+
+
+def test_the_readme_names_all_and_says_how_to_open_them():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert all(f"[{name}]({name}.ipynb)" in text for name in NAMES)
+    found = fences.blocks(text)
+    assert [block.info for block in found] == ["sh not-run"]
+    assert found[0].commands == [
+        "make digits",
+        ".venv/bin/pip install -e '.[notebooks]' jupyterlab",
+        ".venv/bin/jupyter lab experiments/notebooks",
+    ]
+    assert fences.WARNING.search(found[0].around)
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """An empty folder, from which the package and configs/ can be imported."""
@@ -185,3 +253,44 @@ def test_runs(name, place, monkeypatch):
     assert pictures >= at_least
     for line in lines:
         assert line in printed, printed[-3000:]
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Pictures of two classes, noise that is mostly red or blue, of kinds and sizes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    kinds = [("RGB", ".jpg"), ("RGB", ".JPEG"), ("RGBA", ".png"), ("L", ".jpg")]
+    for i in range(count):
+        name, channel = (("blue", 2), ("red", 0))[i % 2]
+        pixels = rng.integers(0, 80, (*rng.integers(17, 60, 2), 3), np.uint8)
+        pixels[..., channel] += 150
+        mode, suffix = kinds[i // 2 % len(kinds)]
+        path = folder / name / f"{i:03}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes, channels, judged",
+    [
+        pytest.param({"": 100}, 1, 20, id="flat, read as grey"),
+        pytest.param({"train": 72, "val": 10}, 3, 10, id="split, in colour"),
+    ],
+)
+def test_your_data_takes_pictures_as_they_are(place, sizes, channels, judged):
+    for part, count in sizes.items():
+        write_pictures(place / "pictures" / part, count)
+    before = sorted((place / "pictures").rglob("*"))
+    cells = code(read("your_data"))
+    assert sum("channels=1" in text for text in cells) == 1
+    lines = ["import warnings", "warnings.simplefilter('ignore')  # there is no screen"]
+    program = "\n".join(
+        [*lines, *cells, "assert dataset.class_names == ('blue', 'red')"]
+    )
+    program = program.replace("channels=1", f"channels={channels}")
+    program += f"\nassert scores['count'] == {judged} and not DIGITS"
+    pytest.importorskip("IPython", reason="needs IPython: extra notebooks")
+    subprocess.run([sys.executable, "-c", program], cwd=place, check=True)
+    assert sorted((place / "pictures").rglob("*")) == before

@@ -6,6 +6,7 @@ colour-blind readers and in print.
 
 import os
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,17 @@ def figure(width: float, height: float):
     return figure
 
 
-def save(figure, path: str | os.PathLike) -> Path:
+def save(figure, path: str | os.PathLike, math: bool = False) -> Path:
     """Writes PNG or SVG, as the name ends: all of the file or none of it.
 
-    The same figure gives the same bytes, with one version of matplotlib.
+    The same figure gives the same bytes, with one version of matplotlib. math: what
+    stands between $ is a formula, and not part of the name of a file or a class.
 
     Raises:
       ValueError: a name with another ending.
     """
     import matplotlib
+    from matplotlib.text import Text
 
     path = Path(path)
     kind = path.suffix.lower()
@@ -46,7 +49,11 @@ def save(figure, path: str | os.PathLike) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.tmp")
     settled = {"svg.hashsalt": "a2os2a_jax", "svg.fonttype": "none"}
-    with matplotlib.rc_context(settled):
+    for text in [] if math else figure.findobj(Text):
+        if r"\mathdefault" not in text.get_text():  # a tick of a logarithmic axis
+            text.set_parse_math(False)
+    with matplotlib.rc_context(settled), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         figure.savefig(
             temp, format=kind[1:], dpi=_DPI, facecolor="white", **_FORMATS[kind]
         )

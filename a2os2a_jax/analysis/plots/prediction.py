@@ -9,9 +9,9 @@ import numpy as np
 
 from a2os2a_jax.analysis.plots import base, raster
 
-_LAYERS, _STEPS, _CLASSES = 18, 8, 5  # at most
-_COLOURS = (base.BLUE, base.ORANGE, base.GREEN, "#CC79A7", "#666666")  # Okabe and Ito
-_MARKERS = "osD^v"
+_LAYERS, _STEPS, _CLASSES, _CURVES = 18, 8, 5, 3  # at most
+_COLOURS, _MARKERS = (base.BLUE, base.ORANGE, base.GREEN), "osD"
+_FLAT, _SEEN = 10.0, 0.1  # %: curves that lie between these are enlarged
 _NAME, _TITLE = 26, 60  # characters
 
 
@@ -25,15 +25,17 @@ def prediction(
     probabilities: Sequence[float],
     title: str = "",
 ) -> Path:
-    """Left the picture, the answer, and the probability of the first classes after 1
-    to T steps; right the spikes, a row for each layer as in `spike_raster`.
+    """Left the picture, the answer, and the probability of the first three classes
+    after 1 to T steps; right the spikes, a row for each layer as in `spike_raster`.
+
+    Where the second and the third stay below 10 %, they are drawn once more, enlarged.
 
     Args:
       pixels: uint8 [H, W, C], 1 or 3 channels, as the model sees it.
       spikes: {layer: [T, neurons...]}, see `spike_raster`; of more than 18 layers an
         even sample is drawn, and of more than 8 steps.
       per_step: [T, classes] probabilities of these classes after 1 to T steps.
-      classes: names, the most probable first; five are drawn.
+      classes: names, the most probable first; five are listed.
       path: a .png or .svg to write.
       probabilities: of the classes, as they were answered.
       title: below the heading.
@@ -84,7 +86,10 @@ def prediction(
         notes.append(f"{len(steps)} of {len(p)} steps, evenly chosen.")
     room = int((width - left - label) / 0.072)  # characters
     notes = "\n".join(base.folded(note, room) for note in notes)
-    height = max(plot_at + 2.8, rows_end + 0.3 + 0.175 * (notes.count("\n") + 1))
+    curves = 100 * p[:, :_CURVES]
+    enlarged = curves.shape[1] > 1 and _SEEN <= curves[:, 1:].max() < _FLAT
+    plot_end = plot_at + (4.35 if enlarged else 2.8)
+    height = max(plot_end, rows_end + 0.3 + 0.175 * (notes.count("\n") + 1))
     figure = base.figure(width, height)
 
     def text(x: float, y: float, string: str, **style):
@@ -98,14 +103,8 @@ def prediction(
     text(margin + 2.1, top + 0.02, f"{size} pixels", size=9, va="top", color="#444444")
     for i in range(few):
         y = answer_at + 0.1 + line * i
-        figure.text(
-            (margin + 0.05) / width,
-            1 - y / height,
-            "■",
-            color=_COLOURS[i],
-            size=10,
-            va="center",
-        )
+        if i < _CURVES:
+            text(margin + 0.05, y, "■", size=10, va="center", color=_COLOURS[i])
         weight = "bold" if i == 0 else "normal"
         text(
             margin + 0.28,
@@ -124,8 +123,20 @@ def prediction(
             ha="right",
             weight=weight,
         )
-    axis = base.axes_at(figure, margin + 0.55, plot_at, left - margin - 0.95, 2.0)
-    _draw_any_time(axis, p[:, :few])
+    where_curves = margin + 0.55, left - margin - 0.95
+    axis = base.axes_at(figure, where_curves[0], plot_at, where_curves[1], 2.0)
+    _draw_any_time(axis, curves, range(curves.shape[1]))
+    axis.set_ylim(0, 100)
+    axis.set_title("any-time confidence", fontsize=10.5)
+    if enlarged:
+        axis = base.axes_at(
+            figure, where_curves[0], plot_at + 2.85, where_curves[1], 0.95
+        )
+        _draw_any_time(axis, curves, range(1, curves.shape[1]))
+        axis.set_ylim(0, 1.15 * curves[:, 1:].max())
+        axis.locator_params(axis="y", nbins=4)
+        axis.set_ylabel("(%)", fontsize=9.5)
+        axis.set_title("without the answer, enlarged", fontsize=10.5)
     _draw_layers(
         figure, text, maps, captions, steps, left + label, top, cell, row, where
     )
@@ -148,27 +159,25 @@ def _draw_picture(axis, pixels: np.ndarray) -> None:
     base.bare(axis)
 
 
-def _draw_any_time(axis, p: np.ndarray) -> None:
-    """Probabilities [T, classes] in percent over steps."""
+def _draw_any_time(axis, curves: np.ndarray, which: range) -> None:
+    """Some of the columns of [T, classes], percent, over steps."""
     from matplotlib.ticker import MaxNLocator
 
-    steps = np.arange(1, len(p) + 1)
-    for i in reversed(range(p.shape[1])):  # the first class on top
+    steps = np.arange(1, len(curves) + 1)
+    for i in reversed(which):  # the first class on top
         axis.plot(
             steps,
-            100 * p[:, i],
+            curves[:, i],
             color=_COLOURS[i],
             marker=_MARKERS[i],
             markersize=4.5,
             linewidth=2 if i == 0 else 1.2,
             clip_on=False,
         )
-    axis.set_xlim(0.8, len(p) + 0.2)
-    axis.set_ylim(0, 100)
+    axis.set_xlim(0.8, len(curves) + 0.2)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("after so many steps", fontsize=9.5)
     axis.set_ylabel("probability (%)", fontsize=9.5)
-    axis.set_title("any-time confidence", fontsize=10.5)
     base.quiet(axis)
     axis.tick_params(labelsize=9)
 

@@ -38,7 +38,7 @@ def load(
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "digits needs scikit-learn: pip install 'a2os2a_jax[train]'"
+            "digits needs scikit-learn: pip install scikit-learn"
         ) from error
 
     images, labels = load_digits(return_X_y=True)

@@ -69,6 +69,21 @@ def test_the_ending_of_the_name_decides(name, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["cost $_$ up", "a$b", "$", "数字"])
+def test_a_name_is_no_formula(name, tmp_path):
+    path = plots.prediction(
+        np.zeros((4, 4, 1), np.uint8),
+        {"n": SPIKES[0]},
+        [[0.6], [0.7]],
+        [name],
+        tmp_path / "a.svg",
+        probabilities=[0.7],
+        title=name,
+    )
+    assert name in "".join(ElementTree.fromstring(path.read_bytes()).itertext())
+
+
 def test_text_stays_text_in_svg(tmp_path):
     path = WAYS["training_curves"](tmp_path / "a.svg")
     root = ElementTree.fromstring(path.read_bytes())

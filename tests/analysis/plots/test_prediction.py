@@ -20,14 +20,16 @@ def example(t=3, layers=2, classes=7, channels=3):
 
 
 @pytest.mark.parametrize(
-    ("t", "layers", "classes", "channels"), [(1, 1, 1, 1), (3, 2, 7, 3), (12, 30, 3, 1)]
+    ("t", "layers", "classes", "channels", "sure"),
+    [(1, 1, 1, 1, 0), (3, 2, 7, 3, 0), (12, 30, 3, 1, 0), (2, 1, 4, 1, 0.95)],
 )
 def test_nothing_overlaps_or_leaves_the_figure(
-    t, layers, classes, channels, tmp_path, monkeypatch
+    t, layers, classes, channels, sure, monkeypatch
 ):
     kept = []
     monkeypatch.setattr(base, "save", lambda figure, path: kept.append(figure) or path)
     pixels, spikes, p, names = example(t, layers, classes, channels)
+    p = sure * np.eye(classes)[0] + (1 - sure) * p
     title = "a_picture_with_a_long_name.jpg; a model, trained on some data"
     plots.prediction(
         pixels, spikes, p, names, "x.png", probabilities=p[-1], title=title
@@ -49,9 +51,24 @@ def test_nothing_overlaps_or_leaves_the_figure(
     assert ("18 of 31 layers" in shown) == (layers == 30)
     assert ("8 of 12 steps" in shown) == (t == 12)
     lines = [axis.lines for axis in figure.axes if axis.lines]
-    (drawn,) = lines
-    assert len(drawn) == min(classes, 5)
-    np.testing.assert_allclose(drawn[-1].get_ydata(), 100 * p[:, 0])
+    drawn, *enlarged = lines
+    assert len(drawn) == min(classes, 3)
+    np.testing.assert_allclose(drawn[-1].get_ydata(), 100 * p[:, 0])  # in front
+    assert len(enlarged) == (sure > 0)
+    for others in enlarged:  # the second in front of the third, in their colours
+        assert [x.get_color() for x in others] == [x.get_color() for x in drawn[:2]]
+        np.testing.assert_allclose(others[-1].get_ydata(), 100 * p[:, 1])
+        assert others[-1].axes.get_ylim()[1] < 10
+
+
+@pytest.mark.parametrize(("most", "panels"), [(0.2, 1), (0.05, 2), (0.0005, 1)])
+def test_what_is_flat_is_enlarged_unless_it_is_nothing(most, panels, monkeypatch):
+    kept = []
+    monkeypatch.setattr(base, "save", lambda figure, path: kept.append(figure) or path)
+    pixels, spikes, _, names = example(t=2, layers=1, classes=2)
+    p = np.array([[1 - most, most], [1, 0]])
+    plots.prediction(pixels, spikes, p, names, "x.png", probabilities=p[-1])
+    assert sum(bool(axis.lines) for axis in kept[0].axes) == panels
 
 
 def test_the_picture_keeps_its_own_colours(monkeypatch):

@@ -59,6 +59,7 @@ def test_known_sets_are_whole(tfds_dir, name, counts, first):
     assert abs(float(batch["image"].std()) - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_the_first_images_of_cifar10_are_those_of_the_reader(tfds_dir):
     d = data.load("cifar10", data_dir=tfds_dir("cifar10"))
     reader = pytest.importorskip("tensorflow_datasets")
