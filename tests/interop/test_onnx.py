@@ -97,7 +97,7 @@ def test_a_file_that_is_there_stays(tmp_path, small):
 
 def test_a_missing_converter_is_named_with_its_cure(tmp_path, small, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(ImportError, match=r"pip install 'a2os2a_jax\[onnx\]'"):
+    with pytest.raises(ImportError, match="pip install jax2onnx"):
         onnx.save(*small[:2], tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
