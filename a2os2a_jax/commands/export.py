@@ -4,6 +4,7 @@ DIR/export/ of the last checkpoint, DIR/export_step4/ of another. What is in it:
 `interop.export`, docs/export.md.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,20 +38,22 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Raises:
       ValueError: no run is there, `eval.*` asks for what it has not, or the folder is
         there and holds something else.
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written; names it.
     """
     folder = Path(workdir)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"workdir {folder}: got no config.json, expected the DIR of a trained run"
         )
+    place = folder / name_of(config)
+    if not jax.process_index():
+        export.check_writable(folder, "export", place)
     ready = inference.load(config, workdir)
     model, variables = inference.folded(ready.model, ready.spec, ready.variables)
     about = {
         **describe(ready, folder),
         "certificate": certificate(model, variables, ready.spec),
     }
-    place = folder / name_of(config)
     if jax.process_index():
         return about
     about, written = export.write(
@@ -61,13 +64,20 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         print(f"wrote {place}: {', '.join(export.FILES)}")
     else:
         print(f"kept  {place}, which holds the same already")
-    print(f"next: {place / export.LOADER} loads it without this package")
-    if len(ready.spec.shape) == 3:
-        print(
-            f"      --mode=predict --workdir={place} --image=FILE_OR_FOLDER tells the"
-        )
-        print("      classes of your pictures")
+    print("next: " + "\n      ".join(_next(place, ready.spec)))
     return about
+
+
+def _next(place: Path, spec: pipeline.Spec) -> list[str]:
+    """Commands: classes of pictures, where it takes any; and what load.py prints."""
+    lines = [f"python {shlex.quote(str(place / export.LOADER))}"]
+    if len(spec.shape) == 3:
+        lines.insert(
+            0,
+            "python -m a2os2a_jax.main --mode=predict "
+            f"--workdir={shlex.quote(str(place))} --image=FILE_OR_FOLDER",
+        )
+    return lines
 
 
 def name_of(config: ConfigDict) -> str:
@@ -237,12 +247,16 @@ def card(about: Mapping[str, Any]) -> str:
                 "shorter side, and resized (bicubic)."
             )
     note = f" {data.note}." if data.note else ""
+    kind = ""
+    if about["config"]["model"]["attention"]["kind"] == "a2os2a":
+        kind = (
+            " with addition-only attention (A2OS2A, Guo et al. 2025, arXiv:2503.00226)"
+        )
     lines = [
         f"# {about['model']}, trained on {data.name}",
         "",
-        "A spiking transformer with addition-only attention (A2OS2A, Guo et al. 2025, "
-        "arXiv:2503.00226), exported by a2os2a_jax. It stands alone: no other file, "
-        "and no package but jax, numpy and flatbuffers, is needed.",
+        f"A spiking transformer{kind}, exported by a2os2a_jax. It stands alone: no "
+        "other file, and no package but jax, numpy and flatbuffers, is needed.",
         "",
         "## Load",
         "",

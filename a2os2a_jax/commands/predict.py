@@ -4,9 +4,12 @@ Everything is written to a folder of its own, --out, or predictions/NAME, where 
 the model's: what predicted stays as it is.
 """
 
+import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax.analysis import rates
 from a2os2a_jax.data import images, pictures
+from a2os2a_jax.interop.export import check_writable, writing
 from a2os2a_jax.train import inference, metrics
 from a2os2a_jax.train import workdir as workdirs
 
@@ -23,7 +27,8 @@ FIGURES = 8  # pictures that are drawn, unless --figures
 LINES = 50  # of the table
 BATCH = 32
 OUT = "predictions"
-LOG, ABOUT = "predictions.jsonl", "predictions.json"
+LOG, ABOUT = "predictions.jsonl", pictures.ANSWERS
+EVERY = 10.0  # seconds between two lines of progress
 _MANY = 1000  # classes up to which all probabilities are written
 
 
@@ -35,14 +40,12 @@ class Answer(NamedTuple):
       pixels: uint8 [H, W, C], as the model sees it but for the normalisation.
       logits: [classes], of the program that answers.
       per_step: [T, classes], of the model step by step.
-      spikes: {layer: [T, neurons...]} in the order of the network; None if not drawn.
     """
 
     path: Path
     pixels: np.ndarray
     logits: np.ndarray
     per_step: np.ndarray
-    spikes: dict[str, np.ndarray] | None
 
 
 def run(
@@ -56,6 +59,10 @@ def run(
 ) -> list[dict[str, Any]]:
     """Prints a table, writes predictions.jsonl and figures; returns the lines.
 
+    A line is written as soon as its picture is answered; until all are,
+    predictions.json says that it is not finished. A figure that fails is named on
+    stderr, and costs nothing else.
+
     Args:
       config: as the model was trained, `inference.config_of`.
       workdir: the DIR of a run, an exported folder, or zoo:NAME.
@@ -66,8 +73,9 @@ def run(
     Raises:
       ValueError: no picture can be read, the model takes none, `out` is not empty, or
         an option does not fit.
+      OSError: the folder cannot be written; names it.
     """
-    if image is None:
+    if not image:
         raise ValueError("--image: got none, expected a picture or a folder of them")
     if top < 1 or figures < 0:
         raise ValueError(
@@ -86,43 +94,55 @@ def run(
             f"{readable.unread[0]}"
         )
     folder = _folder(out, ready.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "model": ready.about,
+        "data": spec.name,
+        "classes": list(spec.class_names) or spec.classes,
+        "probability": "softmax of the logits",
+        "per_step": "softmax of the mean of the logits of the steps so far",
+        "commit": workdirs.commit(),
+        "versions": workdirs.versions(),
+    }
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        workdirs.write_json(folder / ABOUT, {"finished": False, **about})
+        log = metrics.JsonLines(folder / LOG)
     readable = _Readable(files, spec)
     root = Path(image).expanduser()
     lines, drawn, disagreeing, inverted = [], [], [], 0
-    log = metrics.JsonLines(folder / LOG)
     draw = _drawer(ready, folder) if figures else None
-    for answer in answers(ready, readable, figures if draw else 0):
-        line = record(answer, ready, root, top)
-        log(line)
-        lines.append(line)
-        inverted += pictures.is_inverted(answer.pixels, spec)
-        by_steps = answer.per_step.mean(0).argmax()
-        if ready.exported is not None and by_steps != answer.logits.argmax():
-            disagreeing.append(line["file"])
-        if answer.spikes is not None and draw:
-            drawn.append(draw(answer, line, drawn))
+    progress = _progress(len(files))
+    try:
+        for answer in answers(ready, readable):
+            line = record(answer, ready, root, top)
+            with writing(folder, "--out"):
+                log(line)
+            lines.append(line)
+            inverted += pictures.is_inverted(answer.pixels, spec)
+            by_steps = answer.per_step.mean(0).argmax()
+            if ready.exported is not None and by_steps != answer.logits.argmax():
+                disagreeing.append(_flat(line["file"]))
+            if draw and len(lines) <= figures:
+                drawn += draw(answer, line, drawn)
+            progress(len(lines) + len(readable.unread))
+    except BaseException:  # also where somebody stops it
+        if lines:
+            done = f"{len(lines):,} of {_count(len(files), 'picture')}"
+            print(f"answered before: {done}, in {folder / LOG}", file=sys.stderr)
+        raise
     print(table(lines, ready, top))
     _notes(readable, disagreeing, inverted, len(files), ready)
-    workdirs.write_json(
-        folder / ABOUT,
-        {
-            "model": ready.about,
-            "data": spec.name,
-            "classes": list(spec.class_names) or spec.classes,
-            "probability": "softmax of the logits",
-            "per_step": "softmax of the mean of the logits of the steps so far",
-            "read": len(lines),
-            "not_read": [str(error) for error in readable.unread],
-            "commit": workdirs.commit(),
-            "versions": workdirs.versions(),
-        },
-    )
+    counts = {
+        "read": len(lines),
+        "not_read": [str(error) for error in readable.unread],
+    }
+    with writing(folder, "--out"):
+        workdirs.write_json(folder / ABOUT, {"finished": True, **about, **counts})
     print(f"wrote {folder}: {LOG}, {ABOUT}")
     for path in drawn:
         print(f"      {path}")
-    if len(lines) > len(drawn) and draw:
-        print(f"      {len(lines) - len(drawn):,} more are drawn by --figures=N")
+    if len(lines) > figures and draw:
+        print(f"      {len(lines) - figures:,} more are drawn by --figures=N")
     print(f"next: {_next(ready, workdir)}")
     return lines
 
@@ -142,41 +162,21 @@ class _Readable:
                 self.unread.append(error)
 
 
-def answers(
-    ready: inference.Ready, readable: _Readable, figures: int
-) -> Iterator[Answer]:
-    """An Answer for each picture, in order; with spikes for the first so many."""
+def answers(ready: inference.Ready, readable: _Readable) -> Iterator[Answer]:
+    """An Answer for each picture, in order."""
     batch: list[tuple[Path, np.ndarray]] = []
     size = min(BATCH, len(readable.files))
-    order: list[str] = []  # of the layers in the network; jit returns them sorted
     normalise = jax.jit(pictures.inputs(ready.spec))
-
-    @jax.jit
-    def forward(variables, x):
-        per_step, sown = ready.model.apply(
-            variables, x, per_step=True, mutable=["spikes"]
-        )
-        layers = rates.layers(sown["spikes"])
-        order.extend(layers)
-        return per_step, layers
-
-    done = 0
+    forward = jax.jit(lambda v, x: ready.model.apply(v, x, per_step=True))
 
     def of(batch):
-        nonlocal done
         filled = batch + batch[:1] * (size - len(batch))  # one shape, compiled once
         x = normalise(np.stack([pixels for _, pixels in filled]))
-        per_step, layers = forward(ready.variables, x)
+        per_step = forward(ready.variables, x)
         logits = per_step.mean(1) if ready.exported is None else ready.exported(x)
         logits, per_step = jax.device_get((logits, per_step))
-        wanted = max(0, min(len(batch), figures - done))
-        seen = jax.device_get({k: v[:wanted] for k, v in layers.items()})
         for i, (path, pixels) in enumerate(batch):
-            spikes = None
-            if i < wanted:
-                spikes = {k: np.asarray(seen[k][i], np.float32) for k in order}
-            yield Answer(path, pixels, logits[i], per_step[i], spikes)
-        done += len(batch)
+            yield Answer(path, pixels, logits[i], per_step[i])
 
     for item in readable:
         batch.append(item)
@@ -185,6 +185,29 @@ def answers(
             batch = []
     if batch:
         yield from of(batch)
+
+
+def spikes_of(ready: inference.Ready) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """pixels [H, W, C] -> {layer: [T, neurons...]} in the order of the network.
+
+    A program of its own, for one picture: spikes of a batch would take gigabytes of a
+    large model, and few pictures are drawn.
+    """
+    order: list[str] = []  # jit returns the layers sorted
+    normalise = jax.jit(pictures.inputs(ready.spec))
+
+    @jax.jit
+    def forward(variables, x):
+        _, sown = ready.model.apply(variables, x, mutable=["spikes"])
+        layers = rates.layers(sown["spikes"])
+        order[:] = layers
+        return layers
+
+    def of(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        layers = jax.device_get(forward(ready.variables, normalise(pixels[None])))
+        return {name: np.asarray(layers[name][0], np.float32) for name in order}
+
+    return of
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -208,7 +231,8 @@ def record(
     best = np.argsort(-p, kind="stable")[:top]
     name = answer.path.relative_to(root) if root.is_dir() else answer.path
     line = {
-        "file": name.as_posix(),
+        # names are bytes, which need not be of UTF-8
+        "file": os.fsencode(name.as_posix()).decode("utf-8", "replace"),
         "class": spec.class_name(int(best[0])),
         "label": int(best[0]),
         "probability": float(p[best[0]]),
@@ -245,8 +269,14 @@ def table(lines: Sequence[dict[str, Any]], ready: inference.Ready, top: int) -> 
     return "\n".join([f"{of}: {_count(len(lines), 'picture')}", *texts])
 
 
+def _flat(text: str) -> str:
+    """On one line: names of files may hold line breaks."""
+    return " ".join(text.split())
+
+
 def _short(text: str, most: int = 24, end: bool = True) -> str:
-    """At most so many characters, with an ellipsis at its end or its start."""
+    """At most so many characters of one line, with an ellipsis at its end or start."""
+    text = _flat(text)
     if len(text) <= most:
         return text
     return text[: most - 1] + "…" if end else "…" + text[-most + 1 :]
@@ -257,7 +287,7 @@ def _notes(
 ) -> None:
     """What has to be said beside the table."""
     for error in readable.unread[:5]:
-        print(f"left out {error}", file=sys.stderr)
+        print(f"left out {_flat(str(error))}", file=sys.stderr)
     if readable.unread:
         of = f"{len(readable.unread):,} of {_count(count, 'picture')}"
         print(f"left out in all: {of}, unreadable", file=sys.stderr)
@@ -279,12 +309,32 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("s" if number != 1 else "")
 
 
+def _progress(total: int) -> Callable[[int], None]:
+    """Of how many are done: a line on stderr every EVERY seconds; none of one batch."""
+    last = time.monotonic()
+
+    def of(done: int) -> None:
+        nonlocal last
+        if BATCH < total > done and time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            print(f"{done:,} of {total:,} pictures", file=sys.stderr, flush=True)
+
+    return of
+
+
 def _check_out(out: str | None) -> None:
+    """ValueError, OSError: what would be found once the model is loaded."""
     if out is None:
+        check_writable(Path(OUT), "--out")
         return
+    if not out:
+        raise ValueError("--out: got none, expected a new or empty folder")
     folder = Path(out).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--out: {folder} is not empty, expected a new folder")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out: {folder} is a file, expected a new folder")
+    check_writable(folder, "--out")
 
 
 def _folder(out: str | None, name: str) -> Path:
@@ -298,7 +348,8 @@ def _folder(out: str | None, name: str) -> Path:
 
 
 def _drawer(ready: inference.Ready, folder: Path):
-    """(answer, line, drawn) -> path of its figure; None without matplotlib."""
+    """(answer, line, drawn) -> [path of its figure], [] if it failed; None without
+    matplotlib."""
     try:
         import matplotlib  # noqa: F401
 
@@ -306,6 +357,8 @@ def _drawer(ready: inference.Ready, folder: Path):
     except ImportError:
         print("no figures: matplotlib is not installed (pip install matplotlib)")
         return None
+
+    see = spikes_of(ready)
 
     def draw(answer: Answer, line: dict[str, Any], drawn: Sequence[Path]) -> Path:
         name = Path(line["file"]).with_suffix("")
@@ -317,19 +370,31 @@ def _drawer(ready: inference.Ready, folder: Path):
             path, number = folder / f"{stem}-{number}.png", number + 1
         return plots.prediction(
             answer.pixels,
-            answer.spikes,
+            see(answer.pixels),
             line["per_step"],
             [name for name, _ in line["top"]],
             path,
             probabilities=[p for _, p in line["top"]],
-            title=f"{Path(line['file']).name}; {ready.name}, trained on "
+            title=f"{_flat(Path(line['file']).name)}; {ready.name}, trained on "
             f"{ready.spec.name}",
         )
 
-    return draw
+    def tried(*of) -> list[Path]:
+        try:
+            return [draw(*of)]
+        # memory, fonts, a full disk: whatever it is, the answers are worth more
+        except Exception as error:
+            why = _flat(str(error)) or type(error).__name__
+            print(f"no figure of {_flat(of[1]['file'])}: {why}", file=sys.stderr)
+            return []
+
+    return tried
 
 
 def _next(ready: inference.Ready, workdir: str) -> str:
     if ready.exported is None and (Path(workdir) / "config.json").is_file():
-        return f"--mode=export --workdir={workdir} makes it run without this package"
+        return (
+            "python -m a2os2a_jax.main --mode=export "
+            f"--workdir={shlex.quote(str(workdir))}"
+        )
     return "docs/export.md says what is in the files, and how to load the model"

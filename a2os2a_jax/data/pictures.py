@@ -15,6 +15,7 @@ import numpy as np
 from a2os2a_jax.data import images, pipeline
 from a2os2a_jax.data.sources.folder import SUFFIXES
 
+ANSWERS = "predictions.json"  # its folder holds figures, which are no pictures
 BRIGHT = 0.5  # mean of pixel / 255 above which a picture is more white than black
 
 
@@ -33,6 +34,8 @@ def check(spec: pipeline.Spec) -> None:
 def files(path: str | Path) -> list[Path]:
     """The file, or all pictures in the folder and below it, in order.
 
+    Left out are figures, which lie beside a predictions.json. A link that leads nowhere
+    counts as a picture, one that `read` cannot read.
     Raises:
       ValueError: nothing is there, or a folder without pictures.
     """
@@ -41,14 +44,22 @@ def files(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"--image: found no file or folder {path}")
-    there = pipeline.files_below(path)
-    found = [p for p in there if p.suffix.lower() in SUFFIXES]
+    there = sorted(pipeline.files_below(path) + _lost(path))
+    drawn = {p.parent for p in there if p.name == ANSWERS}
+    found = [p for p in there if p.suffix.lower() in SUFFIXES and p.parent not in drawn]
     if not found:
+        but = " but figures of predictions" if drawn else ""
         raise ValueError(
-            f"--image: {path} has no picture among {len(there)} files, expected "
+            f"--image: {path} has no picture among {len(there)} files{but}, expected "
             f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         )
     return found
+
+
+def _lost(folder: Path) -> list[Path]:
+    """Links that lead nowhere, which `pipeline.files_below` does not see."""
+    links = (p for p in folder.rglob("*") if p.is_symlink() and not p.exists())
+    return [p for p in links if not pipeline.is_hidden(p, folder)]
 
 
 def read(path: Path, spec: pipeline.Spec) -> np.ndarray:
@@ -66,7 +77,10 @@ def read(path: Path, spec: pipeline.Spec) -> np.ndarray:
     except images.Corrupt as error:
         raise images.Corrupt(f"{path}: {error}") from error
     except OSError as error:
-        raise images.Corrupt(f"{path}: {error.strerror or error}") from error
+        why = error.strerror or error
+        if path.is_symlink() and not path.exists():
+            why = "a link that leads nowhere"
+        raise images.Corrupt(f"{path}: {why}") from error
     if spec.crop != 1.0 or picture.size != (width, height):
         side = spec.crop * min(picture.size)
         left, top = (picture.width - side) / 2, (picture.height - side) / 2

@@ -11,6 +11,7 @@ in the data: resuming is exact, with no iterator to save.
 """
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,11 +112,35 @@ class Spec(NamedTuple):
         spec = cls(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         )
-        counts = (*spec.shape, spec.classes, *(spec.stored or ()))
-        if not all(isinstance(n, int) and n > 0 for n in counts):
+        for key, fits, expected in (
+            ("shape", _counts(spec.shape, 2, 4), "2 to 4 positive integers"),
+            ("classes", _counts((spec.classes,)), "a positive integer"),
+            (
+                "stored",
+                spec.stored is None or _counts(spec.stored, 2, 2),
+                "null or 2 positive integers",
+            ),
+            ("class_names", _all(str, spec.class_names), "a list of strings"),
+        ):
+            if not fits:
+                got = getattr(spec, key)
+                raise ValueError(f"{what}: got {key} {got!r}, expected {expected}")
+        channels = spec.shape[-1]
+        for key in ("mean", "std"):
+            got = getattr(spec, key)
+            fits = _all((int, float), got) and len(got) in (1, channels)
+            fits = fits and all(
+                math.isfinite(x) and (key == "mean" or x > 0) for x in got
+            )
+            if not fits:
+                sign = "positive" if key == "std" else "finite"
+                raise ValueError(
+                    f"{what}: got {key} {got!r}, expected {sign} numbers, 1 or "
+                    f"{channels} of them"
+                )
+        if not _all((int, float), (spec.crop,)) or not 0 < spec.crop <= 1:
             raise ValueError(
-                f"{what}: got shape {spec.shape}, classes {spec.classes} and stored "
-                f"{spec.stored}, expected positive integers"
+                f"{what}: got crop {spec.crop!r}, expected a number above 0, up to 1"
             )
         if spec.class_names and len(spec.class_names) != spec.classes:
             raise ValueError(
@@ -126,6 +151,19 @@ class Spec(NamedTuple):
 
     def class_name(self, label: int) -> str:
         return str(self.class_names[label] if self.class_names else label)
+
+
+def _all(kind: type | tuple[type, ...], values: Any) -> bool:
+    """Whether it is a tuple of these; JSON's true and false are no numbers."""
+    return isinstance(values, tuple) and all(
+        isinstance(x, kind) and not isinstance(x, bool) for x in values
+    )
+
+
+def _counts(values: Any, least: int = 1, most: int = 1) -> bool:
+    """Whether it is a tuple of so many positive integers."""
+    whole = _all(int, values) and least <= len(values) <= most
+    return whole and all(n > 0 for n in values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,9 +362,12 @@ def files_below(folder: Path) -> list[Path]:
     Those are thumbnails, copies and checkpoints of other programs, no examples.
     """
     found = sorted(p for p in folder.rglob("*") if p.is_file())
-    return [
-        p for p in found if not any(x[0] == "." for x in p.relative_to(folder).parts)
-    ]
+    return [p for p in found if not is_hidden(p, folder)]
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether it is hidden, or below a hidden folder of `folder`."""
+    return any(part[0] == "." for part in path.relative_to(folder).parts)
 
 
 def steps_per_epoch(size: int, batch: int) -> int:

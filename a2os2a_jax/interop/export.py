@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS, PROGRAM, ABOUT = "weights.safetensors", "model.jaxexport", "model.json"
 LOADER, CARD = "load.py", "README.md"
 FILES = (WEIGHTS, PROGRAM, ABOUT, LOADER, CARD)
+_NEEDED = ("sha256", "kind", "x64", "takes", "returns", "signature")  # of model.json
+_OF_THE_WRITER = ("commit", "versions")  # the same export may be written by another
 
 
 def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def write(
       (content of model.json, whether it was written).
     Raises:
       ValueError: the folder holds something else, or the arrays are of many dtypes.
-      OSError: it cannot be written.
+      OSError: it cannot be written; names it.
     """
     folder = Path(folder)
     kinds = {jnp.dtype(x.dtype) for x in flat(variables).values()}
@@ -107,8 +110,38 @@ def write(
             f"export: {folder} is there already and holds no {ABOUT}, expected none: "
             "move it, or remove it"
         )
+    check_writable(folder.parent, "export", folder)
     made = program(model, variables, shape)
-    temp = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with writing(folder, "export"):
+        return _write(folder, made, variables, shape, kind, about, card)
+
+
+def check_writable(place: Path, what: str, folder: Path | None = None) -> None:
+    """OSError, in the name of `what` and `folder` (None: `place`), unless files can be
+    made in `place`, or in what is there of the way to it; leaves nothing."""
+    with writing(folder or place, what):
+        there = next(p for p in (place, *place.parents) if p.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+
+
+@contextlib.contextmanager
+def writing(folder: Path, what: str) -> Iterator[None]:
+    """An OSError becomes one that says what could not be written where."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{what}: cannot write {folder}: {error.strerror or error}, expected a "
+            "folder that can be written"
+        ) from error
+
+
+def _write(folder, made, variables, shape, kind, about, card):
+    """`write`, once the program is made."""
+    # one name for all: what a killed export left is cleared by the next
+    temp = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir(parents=True)
     try:
         weights.save(temp / WEIGHTS, variables)
@@ -147,7 +180,8 @@ def read(folder: str | os.PathLike) -> dict[str, Any]:
     """The content of model.json.
 
     Raises:
-      ValueError: there is none, it is damaged, or of a newer format.
+      ValueError: there is none, it is damaged, or of a newer format; names the keys
+        that it lacks.
     """
     path = Path(folder) / ABOUT
     try:
@@ -161,6 +195,15 @@ def read(folder: str | os.PathLike) -> dict[str, Any]:
             f"export {folder}: got format {about['format']!r}, expected {FORMAT}: "
             "written by another version of this program"
         )
+    lacks = [key for key in _NEEDED if key not in about]
+    digests = about.get("sha256")
+    if not isinstance(digests, dict) or digests.keys() != {WEIGHTS, PROGRAM}:
+        lacks = [f"sha256 of {WEIGHTS} and {PROGRAM}", *lacks]
+    if lacks := [key for key in lacks if key != "sha256"]:
+        raise ValueError(
+            f"export {folder}: {ABOUT} lacks {', '.join(lacks)}, expected it as "
+            "--mode=export wrote it"
+        )
     return about
 
 
@@ -171,8 +214,9 @@ def _digest(path: Path) -> str:
 def _check_same(folder: Path, about: Mapping[str, Any]) -> None:
     """ValueError unless `folder` holds what would be written."""
     there = read(folder)
+    apart = ("sha256", *_OF_THE_WRITER)
     differing = [
-        k for k in about | there if k != "sha256" and about.get(k) != there.get(k)
+        k for k in about | there if k not in apart and about.get(k) != there.get(k)
     ]
     # the bytes of a program differ from one export to the next
     expected = {**there["sha256"], WEIGHTS: about["sha256"][WEIGHTS]}

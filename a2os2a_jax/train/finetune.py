@@ -72,12 +72,17 @@ def of_run(
     Args:
       which: "last", "best" (on the validation split), or a step.
       average: take the moving average of the weights where there is one.
-      key: of the config, that asks for it; errors name it.
+      key: of the config, that asks for it; errors name it. With another than
+        init_from, `folder` is the workdir.
     """
     checkpoints = Checkpoints(folder / "checkpoints")
     steps = checkpoints.steps()
     if not (folder / "config.json").exists() or not steps:
         lacks = "checkpoint" if (folder / "config.json").exists() else "config.json"
+        if key != "init_from":
+            raise ValueError(
+                f"workdir {folder}: no {lacks} yet, expected a run that has trained"
+            )
         raise ValueError(f"{key}: got {folder}, which has no {lacks}; {_EXPECTED}")
     if which == "best":
         step = checkpoints.best()

@@ -15,14 +15,17 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
-from a2os2a_jax import models
+from a2os2a_jax import models, zoo
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.interop import export, loader, weights
 from a2os2a_jax.train import finetune, setup
 from a2os2a_jax.train.workdir import DATA, read_json
 
 ZOO = "zoo:"
-EXPECTED = "expected the DIR of a run, an exported folder or zoo:NAME"
+EXPECTED = (
+    "expected the DIR of a run, an exported folder, zoo:NAME, or a .safetensors file "
+    "that holds its config"
+)
 
 
 class Ready(NamedTuple):
@@ -157,6 +160,8 @@ def _of_run(config: ConfigDict, folder: Path) -> Ready:
 
 
 def _source(place: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not place.startswith(ZOO) and not Path(place).is_file():
+        raise ValueError(f"workdir {place}: no such file, {EXPECTED}")
     try:
         return finetune.source(place)
     except ValueError as error:  # which speaks of a key that nobody set here
@@ -168,7 +173,7 @@ def _of_file(config: ConfigDict, place: str) -> Ready:
     variables, about = _source(place)
     spec = pipeline.Spec.from_json(about.get("data"), f"{place}: data")
     about = {k: about.get(k) for k in ("step", "weights", "commit", "sha256")}
-    name = place.removeprefix(ZOO) if place.startswith(ZOO) else Path(place).stem
+    name = place.removeprefix(ZOO) if place.startswith(ZOO) else _stem(Path(place))
     return _fitting(
         Ready(
             name,
@@ -186,7 +191,9 @@ def _of_export(config: ConfigDict, folder: Path) -> Ready:
     try:
         call = loader.load(folder)
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"export {folder}: damaged: {error}") from error
+        text = f"no {error}" if isinstance(error, KeyError) else str(error)
+        text = text.removeprefix(f"{folder}: damaged: ")
+        raise ValueError(f"export {folder}: damaged: {text}") from error
     variables, _ = weights.load(folder / export.WEIGHTS)
     spec = pipeline.Spec.from_json(about.get("data"), f"{folder}: data")
     model, _ = folded(setup.make_model(config, spec), spec)
@@ -227,6 +234,13 @@ def _fitting(ready: Ready) -> Ready:
                 f"{there.get(name, 'missing')}, expected {here.get(name, 'none')}"
             )
     return ready._replace(variables=jax.device_put(ready.variables))
+
+
+def _stem(file: Path) -> str:
+    """photos.safetensors -> photos, photos/weights.safetensors -> photos."""
+    if file.stem == zoo.WEIGHTS.partition(".")[0]:
+        return file.resolve().parent.name or file.stem
+    return file.stem
 
 
 def _name(folder: Path) -> str:

@@ -1,5 +1,7 @@
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +74,41 @@ def test_the_card_says_what_it_takes(run, about):
         'model = load(".")',
     ):
         assert words in card, words
+
+
+@pytest.mark.parametrize("kind", ["a2os2a", "vssa"])
+def test_the_card_says_a2os2a_of_a_model_that_has_it(about, kind):
+    about = json.loads(json.dumps(about))
+    about["config"]["model"]["attention"]["kind"] = kind
+    text = export.card(about)
+    assert ("addition-only attention (A2OS2A" in text) == (kind == "a2os2a")
+    if kind != "a2os2a":
+        assert "\nA spiking transformer, exported by a2os2a_jax. It stands" in text
+
+
+def test_the_next_commands_are_whole_and_quoted():
+    place = Path("my runs") / "export"
+    pictures = pipeline.Spec("x", (8, 8, 1), 2)
+    assert export._next(place, pictures) == [
+        "python -m a2os2a_jax.main --mode=predict --workdir='my runs/export' "
+        "--image=FILE_OR_FOLDER",
+        "python 'my runs/export/load.py'",
+    ]
+    assert len(export._next(place, pictures._replace(shape=(5, 6)))) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_model_is_loaded(
+    run, capsys, monkeypatch
+):
+    monkeypatch.setattr(inference, "load", None)
+
+    def read_only(**_):
+        raise OSError(errno.EROFS, "Read-only file system", "somewhere")
+
+    monkeypatch.setattr(exports.tempfile, "TemporaryFile", read_only)
+    assert call(f"--workdir={run}", "--mode=export") == 1
+    want = f"error: export: cannot write {run}/export: Read-only file system, expected"
+    assert capsys.readouterr().err.startswith(want)
 
 
 def test_the_command_again_keeps_it_and_another_step_has_its_own(run, about, capsys):

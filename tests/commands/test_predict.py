@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -43,14 +45,25 @@ class Forged:
         run = jax.jit(lambda v, x: ready.model.apply(v, x, per_step=True))
         self.per_step = np.asarray(run(ready.variables, batch["image"]))
         self.answers, answers = [], predict.answers
+        self.spikes, spikes_of = [], predict.spikes_of
 
         def recorded(*args):
             for answer in answers(*args):
                 self.answers.append(answer)
                 yield answer
 
+        def seen(*args):
+            see = spikes_of(*args)
+
+            def one(pixels):
+                self.spikes.append(see(pixels))
+                return self.spikes[-1]
+
+            return one
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(predict, "answers", recorded)
+            patch.setattr(predict, "spikes_of", seen)
             self.lines = predict.run(
                 self.config,
                 str(self.run),
@@ -81,12 +94,12 @@ def quick(made, monkeypatch):
     monkeypatch.setattr(inference, "load", lambda *_: made.ready)
     one = made.answers[0]
 
-    def answers(ready, readable, figures):
-        for i, (path, pixels) in enumerate(readable):
-            spikes = one.spikes if i < figures else None
-            yield one._replace(path=path, pixels=pixels, spikes=spikes)
+    def answers(ready, readable):
+        for path, pixels in readable:
+            yield one._replace(path=path, pixels=pixels)
 
     monkeypatch.setattr(predict, "answers", answers)
+    monkeypatch.setattr(predict, "spikes_of", lambda _: lambda _: made.spikes[0])
 
 
 def test_pictures_of_a_folder_get_the_logits_of_its_evaluation(made):
@@ -96,9 +109,22 @@ def test_pictures_of_a_folder_get_the_logits_of_its_evaluation(made):
     assert [a.path.parent.name for a in got] == [forged.NAMES[i] for i in made.labels]
     np.testing.assert_allclose([a.per_step for a in got], want, rtol=0, atol=1e-5)
     np.testing.assert_allclose([a.logits for a in got], want.mean(1), rtol=0, atol=1e-5)
-    spikes = [np.mean(s != 0) for s in got[0].spikes.values()]
-    assert all(0.02 < rate < 0.9 for rate in spikes), spikes
-    assert got[1].spikes and got[2].spikes is None
+
+
+def test_spikes_are_those_of_the_pictures_that_are_drawn(made):
+    assert len(made.spikes) == 2  # of 9 pictures, which got the same answers
+    for spikes in made.spikes:
+        rates = [np.mean(s != 0) for s in spikes.values()]
+        assert all(0.02 < rate < 0.9 for rate in rates), rates
+        assert {len(s) for s in spikes.values()} == {2}
+    first, *_, last = made.spikes[0]
+    assert (first, last) == ("stem/neuron_0", "block_0/out_neuron")
+    # the head is linear: the steps follow from the last spikes
+    head = made.ready.variables["params"]["head"]
+    for spikes, answer in zip(made.spikes, made.answers, strict=False):
+        features = spikes[last].mean(1)
+        want = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+        np.testing.assert_allclose(answer.per_step, want, atol=1e-5)
 
 
 def test_lines_hold_classes_and_probabilities(made):
@@ -125,6 +151,7 @@ def test_lines_hold_classes_and_probabilities(made):
     ]
     about = workdir.read_json(made.root / "out" / "predictions.json")
     assert about["model"]["step"] == 6 and about["read"] == 9
+    assert about["finished"] is True
 
 
 def test_confidence_over_time_is_of_the_mean_so_far():
@@ -230,6 +257,8 @@ def test_what_cannot_be_read_is_named_and_left_out(made, quick, tmp_path, capsys
     [
         ([], "--image: got none, expected a picture"),
         (["--image=nowhere"], "--image: found no file or folder nowhere"),
+        (["--image="], "--image: got none, expected a picture"),
+        (["--image=x.png", "--out="], "--out: got none, expected a new or empty"),
         (["--image=x.png", "--top=0"], "--top, --figures: got 0 and 8"),
         (["--image=x.png", "--figures=-1"], "--top, --figures: got 5 and -1"),
     ],
@@ -240,6 +269,112 @@ def test_what_is_wrong_is_one_line(made, flags, words, tmp_path, capsys, monkeyp
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and words in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_can_be_written_is_found_before_the_model_is_loaded(
+    made, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(inference, "load", None)
+    monkeypatch.chdir(tmp_path)
+    Path("predictions").touch()
+    flags = [f"--workdir={made.run}", f"--image={made.photos / 'test'}"]
+    for out, words in {
+        "--out=predictions": "--out: predictions is a file, expected a new folder",
+        "--out=predictions/a": "--out: cannot write predictions/a: Not a directory, "
+        "expected a folder that can be written",
+        "--top=5": "--out: cannot write predictions: Not a directory",
+    }.items():
+        assert call(*flags, out) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {words}") and err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions"]
+
+
+def test_what_stops_on_the_way_keeps_its_answers(made, quick, tmp_path, capsys):
+    answers = predict.answers
+
+    def stopping(ready, readable):
+        for i, answer in enumerate(answers(ready, readable)):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "answers", stopping)
+        flags = [f"--workdir={made.run}", f"--image={made.photos / 'test'}"]
+        assert call(*flags, f"--out={tmp_path / 'o'}", "--figures=0") == 130
+    assert len(lines_of(tmp_path / "o")) == 3
+    about = workdir.read_json(tmp_path / "o" / "predictions.json")
+    assert about["finished"] is False and about["model"]["step"] == 6
+    assert "answered before: 3 of 9 pictures, in " in capsys.readouterr().err
+
+
+def test_a_figure_that_fails_costs_that_figure_alone(
+    made, quick, tmp_path, capsys, monkeypatch
+):
+    plots = pytest.importorskip("a2os2a_jax.analysis.plots")
+    calls = []
+
+    def prediction(*args, **_):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RuntimeError("out of\nmemory")
+        return args[4]
+
+    monkeypatch.setattr(plots, "prediction", prediction)
+    flags = [f"--workdir={made.run}", f"--image={made.photos / 'test'}"]
+    assert call(*flags, f"--out={tmp_path / 'o'}", "--figures=2") == 0
+    out, err = capsys.readouterr()
+    assert err == "no figure of blue/0.png: out of memory\n"
+    assert len(lines_of(tmp_path / "o")) == 9 and len(calls) == 2
+    assert "blue_1.png" in out and "blue_0.png" not in out and "7 more are" in out
+
+
+def test_large_folders_say_how_far_they_are(made, quick, tmp_path, capsys, monkeypatch):
+    flags = [f"--workdir={made.run}", f"--image={made.photos / 'test'}", "--figures=0"]
+    monkeypatch.setattr(predict, "EVERY", 0.0)
+    assert call(*flags, f"--out={tmp_path / 'small'}") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(predict, "BATCH", 4)
+    assert call(*flags, f"--out={tmp_path / 'large'}") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{i} of 9 pictures" for i in range(1, 9)]
+
+
+def test_a_second_run_does_not_read_the_figures_of_the_first(
+    made, quick, tmp_path, monkeypatch
+):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(made.photos / "test" / "red" / "0.png", "0.png")
+    flags = [f"--workdir={made.run}", "--image=."]
+    assert call(*flags, "--figures=1") == 0 and call(*flags, "--figures=0") == 0
+    assert Path("predictions/run/0.png").is_file()
+    assert [line["file"] for line in lines_of(Path("predictions/run-2"))] == ["0.png"]
+
+
+def test_names_of_files_stay_on_their_line(made, quick, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in (b"a\nb.png", b"c\xff.png"):
+        path = os.fsdecode(os.fsencode(photos) + b"/" + name)
+        shutil.copy(made.photos / "test" / "red" / "0.png", path)
+    (photos / "d\ne.png").touch()
+    flags = [f"--workdir={made.run}", f"--image={photos}", "--figures=0"]
+    assert call(*flags, f"--out={tmp_path / 'o'}") == 0
+    out, err = capsys.readouterr()
+    assert "\na b.png " in out and "d e.png: not a whole" in err
+    names = [line["file"] for line in lines_of(tmp_path / "o")]
+    assert names == ["a\nb.png", "c\ufffd.png"]
+
+
+def test_the_next_command_is_whole_and_quoted(made, tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    assert predict._next(made.ready, str(folder)) == (
+        f"python -m a2os2a_jax.main --mode=export --workdir='{folder}'"
+    )
 
 
 def ready(spec):

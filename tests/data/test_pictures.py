@@ -94,6 +94,31 @@ def test_files_are_sorted_and_hidden_ones_left_out(tmp_path):
         pictures.files(tmp_path / "c")
 
 
+def test_figures_of_earlier_answers_are_no_pictures(tmp_path):
+    for name in ("a.png", "answers/a.png", "answers/predictions.json", "b/answers.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [p.relative_to(tmp_path).as_posix() for p in pictures.files(tmp_path)]
+    assert found == ["a.png", "b/answers.png"]
+    with pytest.raises(ValueError, match="among 2 files but figures of predictions,"):
+        pictures.files(tmp_path / "answers")
+    # one that is named is taken
+    assert pictures.files(tmp_path / "answers" / "a.png")
+
+
+def test_links_that_lead_nowhere_are_unreadable_pictures(tmp_path):
+    (tmp_path / "b.png").touch()
+    for name in ("a.png", "c.txt", ".d.png"):
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    (tmp_path / "e.png").symlink_to("b.png")
+    found = pictures.files(tmp_path)
+    assert [p.name for p in found] == ["a.png", "b.png", "e.png"]
+    with pytest.raises(images.Corrupt, match="a.png: a link that leads nowhere"):
+        pictures.read(found[0], pipeline.Spec("x", (8, 8, 1), 2))
+    # training is not asked about them
+    assert [p.name for p in pipeline.files_below(tmp_path)] == ["b.png", "e.png"]
+
+
 @pytest.mark.parametrize(
     ("shape", "words"),
     [((5, 6), "tokens"), ((2, 8, 8, 2), "frames"), ((8, 8, 2), "got 2 channels")],

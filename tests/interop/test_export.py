@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import runpy
@@ -232,6 +233,9 @@ def test_the_same_is_kept_and_anything_else_refused(written, tmp_path):
     before = {p.name: p.read_bytes() for p in of.folder.iterdir()}
     about, new = of.write()
     assert not new and about == of.about
+    # another version of the package writes the same
+    about, new = of.write(commit="abc", versions={"jax": "9"})
+    assert not new and about == of.about
     with pytest.raises(ValueError, match="holds another export, .* differs in note;"):
         of.write(note="changed")
     assert {p.name: p.read_bytes() for p in of.folder.iterdir()} == before
@@ -246,6 +250,9 @@ def test_the_same_is_kept_and_anything_else_refused(written, tmp_path):
 
 def test_half_a_folder_is_never_left(written, tmp_path):
     of = written("float32")
+    killed = tmp_path / ".export.tmp"  # which could not clear up
+    killed.mkdir()
+    (killed / "weights.safetensors").write_text("half")
 
     def failing(about):
         raise ZeroDivisionError
@@ -253,6 +260,40 @@ def test_half_a_folder_is_never_left(written, tmp_path):
     with pytest.raises(ZeroDivisionError):
         export.write(tmp_path / "export", of.folded, of.params, of.shape, {}, failing)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_named_before_anything_is_made(
+    written, tmp_path, monkeypatch
+):
+    of = written("float32")
+    monkeypatch.setattr(export, "program", None)
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "export"
+    with pytest.raises(OSError, match="^export: cannot write .*export: Not a direc"):
+        export.write(place, of.folded, of.params, of.shape, {}, card)
+
+    def read_only(**_):
+        raise OSError(errno.EROFS, "Read-only file system", "somewhere")
+
+    export.check_writable(tmp_path / "new" / "folder", "--out")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setattr(export.tempfile, "TemporaryFile", read_only)
+    words = f"^--out: cannot write {tmp_path}/new: Read-only file system, expected a"
+    with pytest.raises(OSError, match=words):
+        export.check_writable(tmp_path / "new", "--out")
+
+
+@pytest.mark.parametrize("lacking", ["kind", "x64", "sha256", "weights.safetensors"])
+def test_keys_that_a_description_lacks_are_named(written, tmp_path, lacking):
+    about = json.loads((written("float32").folder / "model.json").read_text())
+    about.pop(lacking, None)
+    about.get("sha256", {}).pop(lacking, None)
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    words = f"{tmp_path}: model.json lacks .*{lacking}.*, expected it as --mode=export"
+    if lacking == "sha256":
+        words = words.replace("sha256", "sha256 of weights.safetensors and model")
+    with pytest.raises(ValueError, match=words):
+        export.read(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"format": 9}'])

@@ -86,6 +86,13 @@ def test_an_export_and_a_file_are_loaded(made, tmp_path):
     held = inference.load(inference.config_of(str(file)), str(file))
     same(held.variables, kept[6])
     assert held.spec == ready.spec and held.name == "w" and held.exported is None
+    (tmp_path / "colours").mkdir()
+    shutil.copy(file, tmp_path / "colours" / "weights.safetensors")
+    where = str(tmp_path / "colours" / "weights.safetensors")
+    assert inference.load(c, where).name == "colours"
+    (tmp_path / "e" / "model.jaxexport").write_bytes(b"half")
+    with pytest.raises(ValueError, match="e: damaged: sha256 is not as in its model"):
+        inference.load(c, str(tmp_path / "e"))
     with pytest.raises(ValueError, match="eval.checkpoint: got '4', expected 'last'"):
         c = inference.config_of(str(file))
         c.eval.checkpoint = "4"
@@ -141,6 +148,8 @@ def test_what_it_cannot_honour_is_named(made, key, value, words):
 def test_nothing_there_and_unknown_keys_are_named(tmp_path):
     with pytest.raises(ValueError, match="neither config.json nor model.json, expect"):
         inference.config_of(str(tmp_path))
+    with pytest.raises(ValueError, match="x.npz: no such file, expected the DIR of a"):
+        inference.config_of(str(tmp_path / "x.npz"))
     whole = configs.to_json(configs.default())
     (tmp_path / "config.json").write_text(json.dumps(whole | {"nonsense": 1}))
     with pytest.raises(ValueError, match="got the keys nonsense, which no one reads"):
@@ -148,6 +157,13 @@ def test_nothing_there_and_unknown_keys_are_named(tmp_path):
     del whole["eval"]["draws"]  # of a later version than the run
     (tmp_path / "config.json").write_text(json.dumps(whole))
     assert inference.config_of(str(tmp_path)).eval.draws == 5
+
+
+def test_a_run_that_has_not_trained_yet_is_named(made, tmp_path):
+    workdir.write_json(tmp_path / "config.json", configs.to_json(made[1]))
+    words = f"^workdir {tmp_path}: no checkpoint yet, expected a run that has trained$"
+    with pytest.raises(ValueError, match=words):
+        inference.load(made[1], str(tmp_path))
 
 
 def test_weights_of_another_shape_are_named(made, tmp_path):
