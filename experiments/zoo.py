@@ -2,7 +2,7 @@
 
     python experiments/zoo.py digits runs/digits
     python experiments/zoo.py fashion_mnist --weights=FILE.safetensors --record=RUN.json
-    python experiments/zoo.py --cards          (the cards again, from card.json)
+    python experiments/zoo.py --cards     (the cards again, after a table of seeds)
 
 A run is the ordinary command's; or weights are taken that were saved before, with the
 file that a sweep kept of their run. Which seed is taken is decided beforehand: the
@@ -27,23 +27,9 @@ from a2os2a_jax import zoo  # noqa: E402
 
 MOST_BYTES = 2_000_000
 LICENCE = "Apache-2.0, as this package"
-SEEDS = {  # name -> (table, settings) of the same config over several seeds
-    "digits": (
-        "first_light",
-        {
-            "config": "configs/digits.py",
-            "model.attention.kind": "a2os2a",
-            "model.neuron.decay_input": "False",
-        },
-    ),
-    "recall": (
-        "ablation",
-        {
-            "config": "configs/recall.py",
-            "model.attention.kind": "a2os2a",
-            "model.neuron.decay_input": "False",
-        },
-    ),
+SEEDS = {  # name -> table of the same config over several seeds
+    "digits": "digits_seeds",
+    "recall": "recall_seeds",
 }
 COMMANDS = {
     name: f"python -m a2os2a_jax.main --config=configs/{name}.py --workdir=runs/{name}"
@@ -131,17 +117,13 @@ def over_seeds(name: str) -> dict[str, Any] | None:
     """The same config over several seeds, from its table; None if there is none."""
     if name not in SEEDS:
         return None
-    table, wanted = SEEDS[name]
+    table = SEEDS[name]
     value = json.loads((RESULTS / f"{table}.json").read_text())
-    (row,) = (
-        row
-        for row in value["rows"]
-        if {"config": row["config"], **row["settings"]} == wanted
-    )
+    (row,) = value["rows"]
     a = row["test_accuracy"]
     return {
         "file": f"experiments/results/{table}.json",
-        "n": row["n"],
+        "seeds": row["seeds"],
         **{k: a[k] for k in ("mean", "std", "median", "min", "max")},
         "commits": value["commits"],
     }
@@ -153,9 +135,10 @@ def page(name: str, card: dict[str, Any]) -> str:
     spread = "One run; how much seeds differ was not measured."
     if seeds:
         spread = (
-            f"{seeds['n']} runs of this config, seeds from 0, on earlier commits: "
-            f"{100 * seeds['mean']:.2f} ± {100 * seeds['std']:.2f} % "
-            f"({100 * seeds['min']:.2f} to {100 * seeds['max']:.2f}), "
+            f"{len(seeds['seeds'])} runs of this config at another commit, seeds "
+            f"{seeds['seeds'][0]} to {seeds['seeds'][-1]}: {100 * seeds['mean']:.2f} ± "
+            f"{100 * seeds['std']:.2f} % ({100 * seeds['min']:.2f} to "
+            f"{100 * seeds['max']:.2f}), "
             f"`{seeds['file']}`."
         )
     versions = ", ".join(f"{k} {v}" for k, v in trained["versions"].items())
@@ -205,7 +188,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.cards:
         for name in zoo.names():
-            (zoo.HOME / name / "README.md").write_text(page(name, zoo.card(name)))
+            card = {**zoo.card(name), "over_seeds": over_seeds(name)}
+            folder = zoo.HOME / name
+            (folder / zoo.CARD).write_text(json.dumps(card, indent=2) + "\n")
+            (folder / "README.md").write_text(page(name, card))
         return 0
     try:
         if not args.name or bool(args.run) == bool(args.weights and args.record):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,6 +267,12 @@ def test_the_help_on_a_mode_names_keys_that_are_there(mode):
     groups = {f"{key.rpartition('.')[0]}.*" for key in flat}
     dotted = [word.rstrip(";") for word in found["keys"] if "." in word]
     assert not set(dotted) - set(flat) - groups
+
+
+@pytest.mark.parametrize("mode", main.MODES)
+def test_every_mode_says_what_is_next(mode):
+    path = ROOT / Path(*main.MODES[mode].split(".")).with_suffix(".py")
+    assert re.search(r"(?:print\(|return)[^)]*?\"next: ", path.read_text())
 
 
 def test_every_key_stands_in_the_help_of_some_mode():
