@@ -86,7 +86,9 @@ def test_every_concept_is_written(tmp_path):
 
 def test_words_of_the_block_are_apart_and_legible_where_github_shows_them(monkeypatch):
     kept = []
-    monkeypatch.setattr(concepts.base, "save", lambda drawn, _: kept.append(drawn))
+    monkeypatch.setattr(
+        concepts.base, "save", lambda drawn, *_, **__: kept.append(drawn)
+    )
     concepts.block()
     (drawn,) = kept
     draw = drawn.canvas.get_renderer()

@@ -285,6 +285,7 @@ def test_a_stream_starts_from_the_reset_potential(case):
 # --- memory ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_recomputing_blocks_changes_neither_loss_nor_gradient(case, quick_jit):
     results = []
     for remat in (False, True):

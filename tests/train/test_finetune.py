@@ -411,6 +411,7 @@ def test_an_average_starts_from_the_weights_and_shares_no_memory(runs, toy):
     assert jax.tree.all(jax.tree.map(lambda x: not x.any(), state.opt_state))
 
 
+@pytest.mark.slow
 def test_the_columnar_model_trains_on_with_other_t_resolution_and_classes(
     tmp_path, capsys
 ):

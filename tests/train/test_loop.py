@@ -385,6 +385,7 @@ OPTIONS = dict(
 )
 
 
+@pytest.mark.slow
 def test_every_option_of_training_survives_a_stop(tmp_path, capsys):
     def arrays(workdir):
         checkpoints = Checkpoints(workdir / "checkpoints")

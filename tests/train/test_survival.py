@@ -193,8 +193,9 @@ def test_the_config_says_how_many_are_kept(tmp_path):
     ("step", "split", "stops_at"),
     [
         (EPOCH - 1, "train", EPOCH),  # heard in a step that would be validated
-        (EPOCH, "train", EPOCH),  # comes while that is being done
-        (STEPS, "train", STEPS),  # after the last step
+        # comes while that is being done, and after the last step
+        pytest.param(EPOCH, "train", EPOCH, marks=pytest.mark.slow),
+        pytest.param(STEPS, "train", STEPS, marks=pytest.mark.slow),
         (STEPS, "validation", STEPS),  # while the end is judged
     ],
 )
@@ -320,6 +321,7 @@ def quick_compilation(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_the_program_survives_sigterm_ctrl_c_and_sigkill(tmp_path, quick_compilation):
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     config = uninterrupted(whole, SMOKE)

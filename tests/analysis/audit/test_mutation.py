@@ -202,7 +202,13 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if "events" in name else name
+        for name in MODELS
+    ],
+)
 def test_in_folded_models(name):
     family, options, shape = MODELS[name]
     options = dict(image_size=8, num_classes=10, timesteps=2, heads=2) | options
