@@ -396,8 +396,8 @@ FILES = {
 
 
 # What they share with another one is trained there; the default run leaves them out.
-ALIKE = ("cifar10", "cifar100", "dvs128_gesture", "fashion_mnist", "imagenet")
-ALIKE += ("mnist", "nmnist")
+ALIKE = ("cifar10", "cifar10_dvs", "cifar100", "dvs128_gesture", "fashion_mnist")
+ALIKE += ("imagenet", "mnist", "nmnist")
 
 
 @pytest.mark.parametrize(

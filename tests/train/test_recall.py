@@ -18,7 +18,11 @@ def _config():
 
 
 @pytest.mark.parametrize(
-    ("kind", "low", "high"), [("a2os2a", 0.95, 1.0), ("none", 0.05, 0.15)]
+    ("kind", "low", "high"),
+    [
+        ("a2os2a", 0.95, 1.0),
+        pytest.param("none", 0.05, 0.15, marks=pytest.mark.slow),
+    ],
 )
 def test_attention_recalls_and_its_absence_guesses(kind, low, high, tmp_path):
     c = _config()

@@ -75,6 +75,7 @@ def test_the_first_images_of_cifar10_are_those_of_the_reader(tfds_dir):
     )
 
 
+@pytest.mark.slow
 def test_no_image_of_cifar10_is_in_both_splits(tfds_dir):
     d = data.load("cifar10", data_dir=tfds_dir("cifar10"), validation=5000)
     parts = [
