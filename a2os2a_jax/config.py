@@ -17,19 +17,28 @@ NOT_BUILT = {  # key -> the only value it may have so far
     "train.profile_steps": None,
     "mesh.fsdp": 1,
 }
-OWN = {  # model.name -> its own choice where None leaves it (models.registry.DEFAULTS)
-    "columnar": {
-        "model.readout": "mean",
-        "model.attention.kind": "a2os2a",
-        "model.neuron.decay_input": False,
-        "model.neuron.surrogate": "atan",
-    },
-    "spike_driven": {
-        "model.readout": "membrane",
-        "model.attention.kind": "sdsa",
-        "model.neuron.decay_input": True,
-        "model.neuron.surrogate": "sigmoid",
-    },
+_LIBRARY = {"model.neuron.decay_input": True, "model.neuron.surrogate": "sigmoid"}
+
+
+def _own(attention: str, readout: str, residual: str, stem: str | None):
+    """A row of OWN."""
+    keys = dict(readout=readout, residual=residual, stem=stem)
+    own = {f"model.{key}": value for key, value in keys.items() if value is not None}
+    own["model.attention.kind"] = attention
+    return own
+
+
+# model.name -> its own choice where None leaves it (models.families.FAMILIES)
+OWN = {
+    "columnar": _own("a2os2a", "mean", "membrane", "sps")
+    | {"model.neuron.decay_input": False, "model.neuron.surrogate": "atan"},
+    "spike_driven": _own("sdsa", "membrane", "membrane", "sps") | _LIBRARY,
+    "spikformer": _own("ssa", "mean", "spikes", "sps") | _LIBRARY,
+    "spikingformer": _own("ssa", "potential", "membrane", "tokenizer") | _LIBRARY,
+    "qkformer": _own("ssa", "mean", "spikes", None) | _LIBRARY,
+    "spikingresformer": _own("dssa", "potential", "membrane", None)
+    | _LIBRARY
+    | {"model.neuron.surrogate": "atan"},
 }
 # On resuming; any other key has to be the same.
 MAY_DIFFER = ("mesh.", "eval.", "train.stop_after", "train.log_steps")
@@ -70,15 +79,18 @@ def default() -> ConfigDict:
         heads=unset(int),
         pool=unset(str),
         shortcut="full",
-        stem="sps",
+        stem=unset(str),  # cifar, imagenet; tokens; sps, tokenizer
+        residual=unset(str),  # membrane, or spikes
         readout=unset(str),
         mlp_ratio=4,
+        neuron_over_batch=False,  # of qkformer: as its public code, by mistake
         drop_path=0.0,  # chance that the last block is skipped; less in front of it
         remat=False,
     )
     c.model.attention = dict(
         kind=unset(str),
         order="auto",
+        q=unset(str),
         k=unset(str),
         v=unset(str),
         scale=unset(float),
@@ -87,6 +99,12 @@ def default() -> ConfigDict:
         freeze=unset(str),  # letters of "qkv": these weights stay as initialised
         normalise=unset(str),  # sqrt, pow2 or shiftmax, instead of a scale
         projection=True,
+        bias=unset(bool),  # of the maps to q, k and v
+        alpha=unset(float),  # of xnor: what two silent channels count
+        chunk=unset(int),  # of statten: steps whose tokens are joined
+        levels=unset(int),  # of integer: the most spikes of a step
+        patch=unset(int),  # of dssa: pixels of a key token's side
+        dilate=unset(bool),  # of sdsa: max-pool over the image, for event cameras
     )
     c.model.neuron = dict(
         rule="paper",

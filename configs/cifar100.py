@@ -3,6 +3,7 @@
     python -m a2os2a_jax.main --config=configs/cifar100.py --workdir=runs/cifar100
     python -m a2os2a_jax.main --config=configs/cifar100.py:2-256 --workdir=runs/c_256
     python -m a2os2a_jax.main --config=configs/cifar100.py:smoke --workdir=runs/smoke
+    python -m a2os2a_jax.main --config=configs/cifar100.py:qkformer --workdir=runs/qk
     ... --config.model.attention.kind=vssa --config.seed=1 --config.data.data_dir=DIR
 
 Published (Guo et al. 2025, arXiv:2503.00226): 79.9 % with 2-512 and 76.96 % with 2-256
@@ -25,10 +26,17 @@ counted operations (experiments/results/recipe_cost.json): 2-512 5.9 h, 4-384 4.
 from a2os2a_jax import config
 
 HEADS = {"2-256": 8, "2-512": 8, "4-384": 12}
+PEERS = {  # their models, with this recipe and their own neuron, stem and heads
+    "spike_driven": "2-512",
+    "spikformer": "4-384",
+    "spikingformer": "4-384",
+    "qkformer": "4-384",
+    "spikingresformer": "cifar",
+}
 
 
 def get_config(mode: str = "full"):
-    """`full` or SIZE[,EPOCHS] is the recipe; `smoke` the same on fake images."""
+    """`full`, SIZE[,EPOCHS] or a peer: the recipe; `smoke`: it on fake images."""
     c = config.default()
     c.data.update(name="cifar100", size=32, classes=100)
     c.model.update(variant="2-512", timesteps=4, heads=8, pool="0011")
@@ -44,6 +52,8 @@ def get_config(mode: str = "full"):
             c.train.epochs = float(epochs)
             c.optim.warmup_epochs = c.train.epochs / 15
             c.augment.off_epoch = round(c.train.epochs * 2 / 3)
+    elif mode in PEERS:
+        c.model.update(name=mode, variant=PEERS[mode], heads=None, pool=None)
     elif mode == "smoke":
         c.data.update(name="fake", classes=10)
         c.model.update(variant="1-32", timesteps=2)
@@ -51,7 +61,7 @@ def get_config(mode: str = "full"):
         c.train.update(batch=32, epochs=1.0, log_steps=4)
     elif mode != "full":
         sizes = ", ".join(f":{size}" for size in HEADS)
-        sizes += ", the same with ,EPOCHS"
+        sizes += ", the same with ,EPOCHS, " + ", ".join(f":{name}" for name in PEERS)
         raise ValueError(
             f"configs/cifar100.py: got :{mode}, expected :full, {sizes} or :smoke"
         )

@@ -2,6 +2,7 @@
 
     python -m a2os2a_jax.main --config=configs/imagenet.py --workdir=runs/in1k
     python -m a2os2a_jax.main --config=configs/imagenet.py:10-512 --workdir=runs/in1k_10
+    python -m a2os2a_jax.main --config=configs/imagenet.py:qkformer --workdir=runs/qk
     python -m a2os2a_jax.main --config=configs/imagenet.py:smoke --workdir=runs/smoke
     ... --config.data.data_dir=DIR --config.data.workers=8
 
@@ -21,10 +22,17 @@ left out, and counted.
 from a2os2a_jax import config
 
 HEADS = {"8-512": 8, "10-512": 8, "8-768": 8}
+PEERS = {  # their models, with this recipe and their own neuron, stem and heads
+    "spike_driven": "8-512",
+    "spikformer": "8-512",
+    "spikingformer": "8-512",
+    "qkformer": "10-384",
+    "spikingresformer": "ti",
+}
 
 
 def get_config(mode: str = "full"):
-    """`full` or a size of HEADS is the recipe; `smoke` the same on fake images."""
+    """`full`, a size of HEADS or a peer: the recipe; `smoke`: it on fake images."""
     c = config.default()
     c.dtype = "bfloat16"
     c.data.update(name="imagenet2012", size=224, classes=1000, area=0.2, corrupt="skip")
@@ -41,13 +49,15 @@ def get_config(mode: str = "full"):
             c.augment.randaugment = "rand-m7-n2-mstd0.5-inc1"
             c.optim.update(lr=1e-3, min_lr=2e-5)
             c.train.batch = 288
+    elif mode in PEERS:
+        c.model.update(name=mode, variant=PEERS[mode], heads=None, pool=None)
     elif mode == "smoke":
         c.data.update(name="fake", size=32, classes=16, area=None, corrupt=None)
         c.model.update(variant="1-32", timesteps=2)
         c.optim.warmup_epochs = 0.5
         c.train.update(batch=32, epochs=1.0, log_steps=4)
     elif mode != "full":
-        sizes = ", ".join(f":{size}" for size in HEADS)
+        sizes = ", ".join(f":{name}" for name in (*HEADS, *PEERS))
         raise ValueError(
             f"configs/imagenet.py: got :{mode}, expected :full, {sizes} or :smoke"
         )

@@ -9,7 +9,7 @@ PAGES = {"README": ROOT / "README.md"} | {
     path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))
 }
 NOT_RUN = " not-run"  # behind the language: compiled or listed, never executed
-INFOS = {"python", "python not-run", "sh", "sh not-run", "text", "json", ""}
+INFOS = {"python", "python not-run", "sh", "sh not-run", "text", "json", "diff", ""}
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.M | re.S)
 WARNING = re.compile(r"not run here", re.I)
 

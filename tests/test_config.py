@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config
-from a2os2a_jax.models import registry
+from a2os2a_jax.models import families
 from a2os2a_jax.modules import neuron
 
 
@@ -173,13 +173,18 @@ def test_a_key_that_came_later_had_its_default():
 
 
 def test_a_family_has_its_own_choices():
-    """config.OWN says what models.registry.DEFAULTS says."""
+    """config.OWN says what models.families.FAMILIES says."""
+    assert config.OWN.keys() == families.FAMILIES.keys()
     for name, own in config.OWN.items():
-        theirs = registry.DEFAULTS[name]
-        flat = {"model.readout": theirs["readout"]}
-        flat["model.attention.kind"] = theirs["attention"]
-        keys = [k for k in own if k.startswith("model.neuron.")]
-        flat |= {k: theirs["neuron"][k.rpartition(".")[2]] for k in keys}
+        theirs = families.FAMILIES[name]
+        flat = {f"model.{key}": getattr(theirs, key) for key in ("readout", "residual")}
+        flat["model.attention.kind"] = theirs.attention
+        if name not in ("qkformer", "spikingresformer"):  # whose stem has one form only
+            flat["model.stem"] = theirs.stem
+        unset = config.flatten(config.default())
+        for key in ("decay_input", "surrogate"):
+            assert unset[f"model.neuron.{key}"] is None
+            flat[f"model.neuron.{key}"] = theirs.neuron[key]
         assert own == flat
         c = config.default()
         c.model.name = name
@@ -190,8 +195,8 @@ def test_a_family_has_its_own_choices():
             k: v for k, v in rest.items() if k not in own
         }
         assert all(rest[k] is None for k in own)  # a copy was filled
-        defaults = neuron.DEFAULTS | theirs["neuron"]
-        for key, value in defaults.items():  # what is no choice of the family
+        assert theirs.neuron.keys() == neuron.DEFAULTS.keys()
+        for key, value in theirs.neuron.items():  # also what is no choice of the family
             assert filled[f"model.neuron.{key}"] == value
 
 

@@ -104,6 +104,14 @@ python -m a2os2a_jax.main --config=configs/cifar10.py:2-512 --workdir=runs/c10
 gcloud compute tpus tpu-vm ssh NAME
 srun
 """,
+    "field": """
+python -m a2os2a_jax.main --config=configs/cifar10.py:qkformer --workdir=runs/qkformer
+python -m a2os2a_jax.main --config=configs/imagenet.py:spikingformer --workdir=runs/in1k
+""",
+    "torch": """
+python -m a2os2a_jax.main --config=configs/cifar10.py:spikformer --workdir=runs/theirs
+python -m a2os2a_jax.main --config=configs/cifar100.py:spikformer --workdir=runs/tuned
+""",
     "data": """
 pip install '.[prepare]'
 python -m a2os2a_jax.data.prepare cifar10 --data_dir=DIR
@@ -152,6 +160,37 @@ def test_every_fence_is_closed():
     for page, path in PAGES.items():
         text = path.read_text(encoding="utf-8")
         assert len(re.findall(r"^\s*```", text, re.M)) == 2 * len(fences.of(page)), page
+
+
+# ---- what was once added
+
+
+def hunks(code):
+    """(file, lines that stand together in it) of a block of diff."""
+    for part in re.split(r"^\+\+\+ ", code, flags=re.M)[1:]:
+        name, _, body = part.partition("\n")
+        for hunk in re.split(r"^@@.*\n", body, flags=re.M):
+            assert re.fullmatch(r"([ +].*\n)*", hunk), f"{name}: a line of no diff"
+            yield name, "\n".join(line[1:] for line in hunk.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_diff_adds_is_there(page):
+    for block in fences.of(page):
+        if block.info == "diff":
+            found = list(hunks(block.code))
+            assert found, f"{page}: a diff without +++ FILE"
+            for name, lines in found:
+                text = (ROOT / name).read_text(encoding="utf-8")
+                assert f"\n{lines}\n" in text, f"{page}: {name} has not\n{lines}"
+
+
+def test_a_planted_diff_is_found(monkeypatch):
+    text = "```diff\n+++ pyproject.toml\n+[project]\n+nothing\n```\n"
+    for wrong in (text, text.replace("+++ ", "--- ")):
+        monkeypatch.setattr(fences, "of", lambda page, it=wrong: fences.blocks(it))
+        with pytest.raises(AssertionError):
+            test_what_a_diff_adds_is_there("README")
 
 
 # ---- commands that another test answers for: pattern -> where, or why not at all

@@ -60,9 +60,10 @@ WRONG = {
     "heads": (["--config.model.heads=5"], ["model.heads: got 5", "divisor of dim 32"]),
     "no timesteps": (["--config.model.timesteps=0"], ["got 0", "integer >= 1"]),
     "variant": (["--config.model.variant=tiny"], ["got 'tiny'", "expected depth-dim"]),
-    "model not built": (
+    "model": (["--config.model.name=vit"], ["got 'vit'", "'qkformer'"]),
+    "pool of stages": (
         ["--config.model.name=qkformer"],
-        ["'qkformer' (not built yet)"],
+        ["model.pool: got '0001'", "expected None with qkformer"],
     ),
     "kind": (["--config.model.attention.kind=some"], ["got 'some'", "'a2os2a'"]),
     "rule": (["--config.model.neuron.rule=some"], ["got 'some'", "'paper'"]),

@@ -99,7 +99,7 @@ def part_of(o: Operation) -> str:
         return NEURONS
     if name == "head" or o.primitive == "reduce_sum" and "attention" not in o.path:
         return HEAD
-    if o.kind in rules.REFUSED or o.of:
+    if o.allowed:
         return INPUT
     if o.primitive in ("dot_general", "reduce_sum"):
         with_weights = o.primitive == "dot_general" and bool(o.fixed)

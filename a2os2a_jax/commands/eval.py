@@ -28,6 +28,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       FloatingPointError: the loss is not finite; nothing is written.
     """
     folder = Path(workdir)
+    if folder.is_file():
+        raise ValueError(f"--workdir: got the file {workdir}, expected a directory")
     found = trained.load(config, folder)
     report = found.parts.evaluator(config, config.eval.split).report(found.variables)
     step, split = found.steps[-1], config.eval.split
@@ -44,9 +46,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         "steps": list(found.steps),  # of the checkpoints whose mean is scored
         "weights": found.weights,
         "data": dataset.name,
-        "size": dataset.shape[-2] if config.model.stem == "sps" else None,
+        "size": dataset.shape[-2] if config.model.stem != "tokens" else None,
         "timesteps": len(report["any_time"]),
         "changed": found.changed,  # against the training
+        **({} if found.about is None else {"init_from": found.about}),
         "commit": workdirs.commit(),
         "device": workdirs.device(found.parts.mesh),
         **report,
@@ -68,11 +71,17 @@ def tag(config: ConfigDict, found: trained.Trained) -> str:
         "timesteps": "T{}",
         "size": "{}px",
     }
-    parts = [f"step{found.steps[-1]}", config.eval.split]
+    of = f"step{found.steps[-1]}" if found.about is None else _name(found.about)
+    parts = [of, config.eval.split]
     parts += [how[key].format(value) for key, value in found.changed.items()]
     if config.eval.examples is not None:
         parts.append(f"first{config.eval.examples}")
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+
+
+def _name(about: dict[str, Any]) -> str:
+    """spikformer of DIR/spikformer.pth.tar."""
+    return Path(about["path"]).name.partition(".")[0] or "weights"
 
 
 def table(record: dict[str, Any], names: Sequence[str]) -> str:

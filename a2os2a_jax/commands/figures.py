@@ -275,7 +275,7 @@ def first_seen(
     payload = split.fetch(np.arange(count))
     few, measured = jax.device_get(forward(variables, split.resident, payload))
     images, labels, logits, spikes = few
-    if images.ndim == (5 if config.model.stem == "sps" else 4):
+    if images.ndim == (5 if config.model.stem != "tokens" else 4):
         images = images.mean(1)  # over frames
     return Seen(
         images,

@@ -13,7 +13,7 @@ from a2os2a_jax import data, zoo
 from a2os2a_jax.data import catalogue
 from a2os2a_jax.functional import attention as products
 from a2os2a_jax.functional import surrogate
-from a2os2a_jax.models import columnar, registry
+from a2os2a_jax.models import columnar, families, registry
 from a2os2a_jax.modules import attention, block, neuron
 from a2os2a_jax.train import losses, optim
 
@@ -30,8 +30,9 @@ def run(modes: Mapping[str, str], later: Iterable[str] = ()) -> str:
     """
     sections = {
         "models, --config.model.name and .variant": _models(),
-        "stems, --config.model.stem": _names(registry.STEMS),
+        "stems, --config.model.stem": _names((*registry.SCALES, *registry.STEMS)),
         "readouts, --config.model.readout": _names(columnar.READOUTS),
+        "residuals, --config.model.residual": _names(block.RESIDUALS),
         "shortcuts, --config.model.shortcut": _names(block.SHORTCUTS),
         "attention kinds, --config.model.attention.kind": _kinds(),
         "neuron rules, --config.model.neuron.rule": _rules(),
@@ -57,25 +58,29 @@ def run(modes: Mapping[str, str], later: Iterable[str] = ()) -> str:
 
 def _models() -> list[str]:
     rows = []
-    for name, variants in registry.MODELS.items():
-        for variant, (classes, size, pool, count, _) in variants.items():
-            of = f"{size}x{size}, {classes} classes, pool {pool}"
-            rows.append((name, variant, f"{count:,} parameters", of))
-        rows.append((name, "any depth-dim", "", "as in 2-64"))
-    return [*_columns(rows), *_planned(registry.LATER)]
+    for name, family in families.FAMILIES.items():
+        for variant, size in family.sizes.items():
+            pixels = f"{size.image_size}x{size.image_size}"
+            of = f"{pixels}, {size.classes} classes, stem {size.stem}"
+            rows.append((name, variant, f"{size.parameters:,} parameters", of))
+        rows.append((name, "", "", f"{family.variants}; {family.source}"))
+    return _columns(rows)
 
 
 def _kinds() -> list[str]:
     rows = []
-    for kind, has in attention.KINDS.items():
+    for name, kind in attention.KINDS.items():
+        has = kind.options
         own = {k: v for k, v in has.items() if v != attention.UNSET[k]}
         words = _pairs(own) + [k for k in has if k not in own]
-        rows.append((kind, ", ".join(words) or "no options"))
+        needs = "; needs a square map of tokens" * kind.square
+        rows.append((name, f"{kind.source}; {kind.parity}{needs}"))
+        rows.append(("", ", ".join(words) or "no options"))
     values = {**attention.ALPHABETS, "order": products.ORDERS}
     values["normalise"] = attention.NORMALISE
     given = "; ".join(f"{k} {', '.join(names)}" for k, names in values.items())
     wrapped = _wrapped("values: ", given)
-    return [*_columns(rows), *wrapped, *_planned(attention.LATER)]
+    return [*_columns(rows), *wrapped]
 
 
 def _rules() -> list[str]:

@@ -60,7 +60,7 @@ def save(
     _check(model, path)
     if path.exists():
         raise FileExistsError(f"onnx {path}: got a file that exists, expected none")
-    if model.stem == "sps":
+    if model.stem != "tokens":
         frame = (model.image_size, model.image_size, model.in_channels)
     else:
         frame = (model.tokens, model.in_channels)
@@ -97,7 +97,7 @@ def _check(model: Columnar, path: Path) -> None:
             f"onnx {path}: got a model in {jnp.dtype(model.dtype).name}, expected "
             "float32"
         )
-    if model.stem != "sps" and model.tokens is None:
+    if model.stem == "tokens" and model.tokens is None:
         raise ValueError(
             f"onnx {path}: got no number of tokens, expected models.fold(..., tokens=N)"
         )

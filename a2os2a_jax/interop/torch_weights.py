@@ -1,16 +1,18 @@
 """State dicts of PyTorch models as our variables, and back.
 
-A family is a table of module names. What a leaf is called, and how its axes lie,
-follows from its module: Linear [out, in] and Conv2d [out, in, h, w] become kernels [in,
-out] and [h, w, in, out], where a convolution of one pixel is a linear map; a norm's
-weight is our scale. Every key is used, or named as unused by its family, or the load
-fails.
+    model, variables = torch_weights.load("spikformer.pth.tar", timesteps=4, heads=12)
+    torch_weights.save("spikformer.safetensors", model, variables)
+
+`interop.torch_families` knows the names, `interop.torch_files` the files. Every tensor
+is used, or known to be one that the public forward never reads, or the load fails.
 """
 
+import json
+import logging
+import os
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,79 +20,37 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from a2os2a_jax.models import build
-
-
-class Family(NamedTuple):
-    """modules: (module in the state dict, our module), regular expression and
-    replacement, which may be a function of the match. Neurons have no weights; their
-    names are here so that recorded spikes can be compared too.
-    stem: key of the first convolution. unused: keys (regular expression) of weights
-    that the public forward never reads.
-    """
-
-    modules: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
-    stem: str
-    unused: str = r"(?!)"
-
-
-_COLUMNAR = (
-    (r"stem\.conv\.(\d)", r"stem/conv_\1"),
-    (r"stem\.bn\.(\d)", r"stem/bn_\1"),
-    (r"stem\.(rpe_conv|rpe_bn)", r"stem/\1"),
-    (r"blocks\.(\d+)\.attn\.([qkv]|proj)_(linear|bn)", r"block_\1/attention/\2_\3"),
-    (r"blocks\.(\d+)\.mlp\.(fc[12])_(linear|bn)", r"block_\1/mlp/\2_\3"),
-    (r"head", r"head"),
-    (r"stem\.lif\.(\d)", r"stem/neuron_\1"),
-    (r"stem\.rpe_lif", r"stem/rpe_neuron"),
-    (r"stem_lif", r"stem_neuron"),
-    (r"blocks\.(\d+)\.attn\.([qkv])_lif", r"block_\1/attention/\2_neuron"),
-    (r"blocks\.(\d+)\.attn\.attn_lif", r"block_\1/attention/attention_neuron"),
-    (r"blocks\.(\d+)\.attn_out_lif", r"block_\1/mid_neuron"),
-    (r"blocks\.(\d+)\.mlp\.fc1_lif", r"block_\1/mlp/fc1_neuron"),
-    (r"blocks\.(\d+)\.out_lif", r"block_\1/out_neuron"),
+from a2os2a_jax.interop import torch_files
+from a2os2a_jax.interop.torch_families import (
+    FAMILIES,
+    LEAVES,
+    NDIM,
+    Row,
+    blocks_named,
+    place,
+    rows_of,
+    table,
+    to_ours,
+    to_torch,
 )
+from a2os2a_jax.models import build, families
+from a2os2a_jax.models.columnar import Columnar
+from a2os2a_jax.models.qkformer import QKFormer
+from a2os2a_jax.models.registry import LARGE
+from a2os2a_jax.models.spikingresformer import SpikingResformer
+from a2os2a_jax.modules.linear import linear
 
-
-def _before(match: re.Match) -> str:
-    """The neuron in front of a block is the last one of the block before it."""
-    block = int(match[1])
-    return f"block_{block - 1}/out_neuron" if block else "stem_neuron"
-
-
-# Source: BICLab/Spike-Driven-Transformer, commit 3faa822.
-_SPIKE_DRIVEN = (
-    (r"patch_embed\.proj_(conv|bn)", r"stem/\1_0"),
-    (r"patch_embed\.proj_(conv|bn)([123])", r"stem/\1_\2"),
-    (r"patch_embed\.(rpe_conv|rpe_bn)", r"stem/\1"),
-    (r"block\.(\d+)\.attn\.([qkv]|proj)_conv", r"block_\1/attention/\2_linear"),
-    (r"block\.(\d+)\.attn\.([qkv]|proj)_bn", r"block_\1/attention/\2_bn"),
-    (r"block\.(\d+)\.mlp\.(fc[12])_conv", r"block_\1/mlp/\2_linear"),
-    (r"block\.(\d+)\.mlp\.(fc[12])_bn", r"block_\1/mlp/\2_bn"),
-    (r"head", r"head"),
-    (r"patch_embed\.proj_lif", r"stem/neuron_0"),
-    (r"patch_embed\.proj_lif([12])", r"stem/neuron_\1"),
-    (r"patch_embed\.proj_lif3", r"stem/rpe_neuron"),
-    (r"block\.(\d+)\.attn\.shortcut_lif", _before),
-    (r"block\.(\d+)\.attn\.([qkv])_lif", r"block_\1/attention/\2_neuron"),
-    (
-        r"block\.(\d+)\.attn\.talking_heads_lif",
-        r"block_\1/attention/attention_neuron",
-    ),
-    (r"block\.(\d+)\.mlp\.fc1_lif", r"block_\1/mid_neuron"),
-    (r"block\.(\d+)\.mlp\.fc2_lif", r"block_\1/mlp/fc1_neuron"),
-    (r"head_lif", r"head_neuron"),
-)
-FAMILIES = {
-    "columnar": Family(_COLUMNAR, "stem.conv.0.weight"),
-    "spike_driven": Family(
-        _SPIKE_DRIVEN,
-        "patch_embed.proj_conv.weight",
-        r"block\.\d+\.attn\.talking_heads\.weight",
-    ),
+LOG = logging.getLogger("a2os2a_jax")
+IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
+MANY = 1000  # classes of ImageNet
+NAMED = 4  # so many tensors are named in an error, the others counted
+# Attentions that the public code of a family has; `save` names no others by it.
+KINDS = {
+    "spike_driven": ("sdsa",),
+    "spikformer": ("ssa", "vssa"),
+    "spikingformer": ("ssa", "vssa"),
+    "qkformer": ("ssa", "vssa"),
 }
-_STATISTICS = {"running_mean": "mean", "running_var": "var"}
-_COUNTER = "num_batches_tracked"  # nothing here needs it
 
 
 def module_path(name: str, family: str) -> str:
@@ -99,46 +59,50 @@ def module_path(name: str, family: str) -> str:
     Raises:
       ValueError: the family's table has no such module.
     """
-    for pattern, ours in FAMILIES[family].modules:
-        if match := re.fullmatch(pattern, name):
-            return ours(match) if callable(ours) else match.expand(ours)
-    raise ValueError(f"torch_weights: {family} has no module named {name!r}")
+    rows = table(family, blocks_named([name])).get(name, ())
+    if not rows or not rows[0].ours:
+        raise ValueError(f"torch_weights: {family} has no module named {name!r}")
+    return rows[0].ours
 
 
-def _place(key: str, ndim: int, family: str) -> tuple[str, ...]:
-    """(collection, module, ..., leaf) of a key of the state dict."""
-    module, _, leaf = key.rpartition(".")
-    path = module_path(module, family).split("/")
-    if leaf in _STATISTICS:
-        return ("batch_stats", *path, _STATISTICS[leaf])
-    if leaf not in ("weight", "bias"):
+def _place(key: str, family: str, blocks: int) -> tuple[Row, tuple[str, ...]]:
+    """The tensor's row, and its place: () where nobody reads it."""
+    if key in FAMILIES[family].ignored:
+        return Row(key, "", "layer_norm"), ()
+    rows = rows_of(key, family, blocks)
+    where = place(key, rows[0]) if rows else None
+    if where is not None:
+        return rows[0], where
+    if rows and rows[0].ours:
         raise ValueError(
-            f"torch_weights: {key!r} is no weight, bias or running statistic"
+            f"torch_weights: {key!r} is no weight, bias or running statistic of "
+            f"{family}"
         )
-    if leaf == "weight":
-        leaf = "kernel" if ndim > 1 else "scale"
-    return ("params", *path, leaf)
+    module = key.rpartition(".")[0]
+    raise ValueError(f"torch_weights: {family} has no module named {module!r}: {key!r}")
 
 
-def _unused(key: str, family: str) -> bool:
-    pattern = FAMILIES[family].unused
-    return key.endswith(_COUNTER) or re.fullmatch(pattern, key) is not None
-
-
-def _to_ours(array: np.ndarray) -> np.ndarray:
-    if array.shape[2:] == (1, 1):
-        array = array[:, :, 0, 0]
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0)
-    return array.T if array.ndim == 2 else array
-
-
-def _to_torch(array: np.ndarray, ndim: int) -> np.ndarray:
-    if array.ndim == 4:
-        return array.transpose(3, 2, 0, 1)
-    if array.ndim == 2:
-        return array.T.reshape(*array.T.shape, *(1,) * (ndim - 2))
-    return array
+def _convert(
+    state_dict: Mapping[str, Any], family: str, dtype
+) -> tuple[dict[tuple[str, ...], jax.Array], dict[tuple[str, ...], str]]:
+    """(arrays, keys of the state dict), both by place."""
+    blocks = blocks_named(state_dict)
+    flat, keys = {}, {}
+    for key, value in state_dict.items():
+        row, where = _place(key, family, blocks)
+        if not where:
+            continue
+        if where in flat:
+            raise ValueError(
+                f"torch_weights: got {keys[where]} and {key}, expected one of them for "
+                f"{'/'.join(where)}"
+            )
+        try:
+            array = to_ours(np.asarray(value), row)
+        except ValueError as error:
+            raise ValueError(f"torch_weights: {key} has {error}") from error
+        flat[where], keys[where] = jnp.asarray(array, dtype), key
+    return flat, keys
 
 
 def to_variables(
@@ -148,15 +112,10 @@ def to_variables(
 
     Any tree with the state dict's keys converts: gradients, or statistics alone.
     Raises:
-      ValueError: a key the family's table does not know.
+      ValueError: a key the family's table does not know, or axes that such a tensor
+        does not have.
     """
-    flat = {}
-    for key, value in state_dict.items():
-        if _unused(key, family):
-            continue
-        value = np.asarray(value)
-        flat[_place(key, value.ndim, family)] = jnp.asarray(_to_ours(value), dtype)
-    return traverse_util.unflatten_dict(flat)
+    return traverse_util.unflatten_dict(_convert(state_dict, family, dtype)[0])
 
 
 def from_variables(
@@ -170,123 +129,430 @@ def from_variables(
       ValueError: a key of `like` has no counterpart in `variables`.
     """
     flat = traverse_util.flatten_dict(dict(variables))
-    out = {}
+    blocks, out = blocks_named(like), {}
     for key, value in like.items():
-        if _unused(key, family):
+        row, where = _place(key, family, blocks)
+        if not where:
             continue
-        place = _place(key, np.ndim(value), family)
-        if place not in flat:
+        if where not in flat:
             raise ValueError(
-                f"torch_weights: {'/'.join(place)} is not in the variables"
+                f"torch_weights: {'/'.join(where)} is not in the variables"
             )
-        out[key] = _to_torch(np.asarray(flat[place]), np.ndim(value))
+        array = to_torch(np.asarray(flat[where]), row)
+        if array.shape != np.shape(value):  # 1x1 kernels, which differ in their ones
+            array = array.reshape(np.shape(value))
+        out[key] = array
     return out
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike,
     family: str | None = None,
     *,
     surrogate: str | None = None,
     dtype: Any = None,
+    num_classes: int | None = None,
+    key: jax.Array | None = None,
+    ema: bool = False,
     **build_options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A model and its variables from a file of weights.
 
+    Family, depth, width, classes, channels, MLP ratio and biases are read from the
+    tensors; of SpikingResformer its stages, heads, patches and groups as well. The stem
+    is where names or kernels tell it, else by image_size (from 64 pixels on that of
+    ImageNet), else by the classes (1000 are ImageNet's).
+
     Args:
-      path: .npz, .safetensors, .pth or .pt, keyed by the state dict's own names.
+      path: .npz, .safetensors, .pth, .pt or .pth.tar (the last three need torch), keyed
+        by the state dict's own names, a `module.` in front of them left out; in a
+        torch file it may lie under "state_dict", "model" or "state_dict_ema".
       family: the model's family; recognised by its keys when None.
       surrogate: replaces the neuron's surrogate, as in `functional.surrogate.by_name`.
       dtype: of the computation, as in `models.build`.
-      build_options: those of `models.build`: image_size, which no weight tells (nor
-        heads, timesteps, pool), and any other. Depth, width, classes and channels are
-        read from the tensors.
+      num_classes: when the file has another number, its head is left out and
+        initialised anew; a warning of the logger "a2os2a_jax" says so.
+      key: of that initialisation; that of seed 0 when None.
+      ema: take the moving average, of a torch file that holds both.
+      build_options: those of `models.build` that no tensor tells: heads, timesteps,
+        pool, image_size (32 or 224 pixels by the stem), stem, neuron; and any
+        other, which then has to agree with the tensors.
     Returns:
       (model, variables).
     Raises:
-      ValueError: an unknown file type or key, missing or superfluous weights, or shapes
-        that differ from the model's; the message names them.
+      ValueError: an unknown file type or key, missing or superfluous weights, shapes
+        that differ from the model's, values that are not finite, a damaged file; the
+        message names the tensor, as the file and as we call it.
+      FileNotFoundError, ImportError: as `torch_files.read`.
     """
-    if "image_size" not in build_options:
-        raise ValueError(
-            "torch_weights: got no image_size, expected pixels; no tensor tells it"
-        )
-    state_dict = _read(Path(path))
-    family = family or _recognise(state_dict)
-    if family not in FAMILIES:
+    if family is not None and family not in FAMILIES:
         raise ValueError(
             f"torch_weights: family {family!r}, expected {tuple(FAMILIES)}"
         )
+    state_dict = torch_files.read(path, ema)
+    family = family or recognise(state_dict)
     dtype = jnp.dtype(dtype or jnp.float32)
-    if surrogate is not None:
-        neuron = dict(build_options.pop("neuron", None) or {})
-        build_options["neuron"] = neuron | {"surrogate": surrogate}
     wide = jnp.promote_types(dtype, jnp.float32)
-    variables = to_variables(state_dict, family, wide)
-    names = variables.get("params", {})
-    blocks = (re.fullmatch(r"block_(\d+)", name) for name in names)
-    depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
-    stem = FAMILIES[family].stem
-    for key in ("head.weight", stem):  # the sizes are read from these
-        if key not in state_dict:
-            raise ValueError(f"torch_weights: missing {key!r}")
-    classes, dim = state_dict["head.weight"].shape
-    model = build(
-        family,
-        f"{depth}-{dim}",
-        num_classes=classes,
-        in_channels=state_dict[stem].shape[1],
-        dtype=dtype,
-        **build_options,
-    )
-    _check(model, variables)
+    flat, keys = _convert(state_dict, family, wide)
+    options = _options(family, state_dict, flat, build_options, surrogate)
+    held = options["num_classes"]
+    variant = options.pop("variant")
+    model = build(family, variant, dtype=dtype, **options)
+    _check(model, family, flat, keys)
+    variables = traverse_util.unflatten_dict(flat)
+    if num_classes not in (None, held):
+        LOG.warning(
+            "torch_weights %s: head of %d classes in the file, %d asked for: "
+            "initialised anew",
+            path,
+            held,
+            num_classes,
+        )
+        model = model.clone(num_classes=num_classes)
+        variables["params"]["head"] = _new_head(model, variables, key)
     return model, variables
 
 
-def _recognise(state_dict) -> str:
-    for family in FAMILIES:
-        try:
-            to_variables({k: np.zeros(()) for k in state_dict}, family)
-            return family
-        except ValueError:
+def save(
+    path: str | os.PathLike, model: nn.Module, variables: Mapping[str, Any]
+) -> None:
+    """A .safetensors file that the public code of the model's family loads strictly.
+
+    Names and axes are those of its code for small images, or for large ones where the
+    stem is that of ImageNet. Counters (num_batches_tracked) are 0; what its forward
+    never reads is there too, as ones (LayerNorm weights) and zeros. Heads, steps and
+    sizes, which no tensor tells, are in the metadata for the reader's eye.
+
+    Args:
+      path: of a file that is not there yet.
+      model: as `models.build` gives it, not folded, with the family's own attention.
+      variables: params and batch_stats.
+    Raises:
+      ValueError: variables that are not the model's, a value that is not finite, or a
+        model that no public code has.
+      FileExistsError, OSError: as `torch_files.write`.
+    """
+    family, stem = _family_of(model)
+    flat = traverse_util.flatten_dict(jax.device_get(dict(variables)))
+    flat = {where: x for where, x in flat.items() if where[0] in _COLLECTIONS}
+    _check(model, family, flat, {})
+    out, used = {}, set()
+    for row in FAMILIES[family].rows(_blocks_in(flat)):
+        if row.stem not in (None, stem):
             continue
-    some = ", ".join(list(state_dict)[:3])
-    raise ValueError(
-        f"torch_weights: no family of {tuple(FAMILIES)} has keys as {some}"
+        for leaf, array in _exported(row, flat, used, model):
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"torch_weights: {row.theirs}.{leaf} ({row.ours}) has values that "
+                    "are NaN or infinite, expected finite ones"
+                )
+            out[f"{row.theirs}.{leaf}"] = array
+    if left := sorted("/".join(where) for where in set(flat) - used):
+        raise ValueError(
+            f"torch_weights: got {_some(left)}, for which the code of {family} has no "
+            "name"
+        )
+    untold = ("heads", "timesteps", "image_size", "pool")
+    about = {"format": "pt", "family": family, "stem": stem}
+    about |= {k: json.dumps(getattr(model, k)) for k in untold if hasattr(model, k)}
+    torch_files.write(path, out, about)
+
+
+_COLLECTIONS = ("params", "batch_stats")
+
+
+def _exported(row: Row, flat, used: set, model) -> Iterable[tuple[str, np.ndarray]]:
+    """(leaf, array) of one module, none where the model has no such."""
+    if row.kind == "layer_norm":
+        yield "weight", np.ones(model.dim, np.float32)
+        yield "bias", np.zeros(model.dim, np.float32)
+    elif row.kind == "heads":
+        yield "weight", np.zeros((model.heads, model.heads, 1), np.float32)
+    elif row.kind == "silent":
+        if model.neuron["learn_tau"]:
+            yield "w", np.zeros((), np.float32)
+    else:
+        for leaf, _, _ in LEAVES[row.kind]:
+            where = place(f"{row.theirs}.{leaf}", row)
+            if where in flat:
+                used.add(where)
+                yield leaf, to_torch(np.asarray(flat[where]), row)
+        if row.kind == "norm" and ("params", *row.ours.split("/"), "scale") in flat:
+            yield "num_batches_tracked", np.zeros((), np.int64)
+
+
+def _family_of(model: nn.Module) -> tuple[str, str]:
+    """(family, stem) whose public code has this model."""
+    if getattr(model, "folded", None) is not None:
+        raise ValueError(
+            "torch_weights: got a folded model, expected one with its norms"
+        )
+    if isinstance(model, SpikingResformer):
+        return "spikingresformer", model.stem
+    if isinstance(model, QKFormer):
+        family, stem = "qkformer", model.stem
+    elif isinstance(model, Columnar):
+        if model.stem == "tokens":
+            raise ValueError(
+                "torch_weights: got the stem 'tokens', expected one for images: no "
+                "public code has it"
+            )
+        stem = "imagenet" if model.pool == "1111" else "cifar"
+        if model.residual == "spikes":
+            family = "spikformer"
+        elif model.stem == "tokenizer":
+            family = "spikingformer"
+        elif model.readout == "membrane" and model.attention["kind"] == "sdsa":
+            family = "spike_driven"
+        else:
+            family = "columnar"
+    else:
+        raise ValueError(
+            f"torch_weights: got {type(model).__name__}, expected a model as "
+            "models.build makes it"
+        )
+    kind = model.attention["kind"]
+    if kind not in KINDS.get(family, (kind,)):
+        raise ValueError(
+            f"torch_weights: got attention {kind!r}, expected "
+            f"{' or '.join(map(repr, KINDS[family]))}, as the code of {family} has"
+        )
+    return family, stem
+
+
+# --- what the tensors tell ------------------------------------------------------------
+
+
+def recognise(state_dict: Mapping[str, np.ndarray]) -> str:
+    """The family whose names these are; where two have them, by the axes."""
+    blocks, known, fits = blocks_named(state_dict), {}, {}
+    for family in FAMILIES:
+        known[family] = fits[family] = 0
+        for key, value in state_dict.items():
+            try:
+                row, _ = _place(key, family, blocks)
+            except ValueError:
+                continue
+            known[family] += 1
+            leaf = key.rpartition(".")[2]
+            if row.kind in NDIM and leaf == "weight":
+                rows = rows_of(key, family, blocks)
+                fits[family] += np.ndim(value) in {NDIM[r.kind] for r in rows}
+    most = max(known.values())
+    if not most:
+        some = ", ".join(list(state_dict)[:3])
+        raise ValueError(
+            f"torch_weights: no family of {tuple(FAMILIES)} has keys as {some}"
+        )
+    best = [family for family in FAMILIES if known[family] == most]
+    closest = max(fits[family] for family in best)
+    best = [family for family in best if fits[family] == closest]
+    if len(best) > 1:
+        raise ValueError(
+            f"torch_weights: these keys are of {' and '.join(best)}, expected family="
+        )
+    return best[0]
+
+
+def _options(family, state_dict, flat, given, surrogate) -> dict[str, Any]:
+    """Arguments for `build`: what the tensors tell, and over it what was asked for."""
+    given = {name: value for name, value in given.items() if value is not None}
+    shapes = {"/".join(where): array.shape for where, array in flat.items()}
+    if family == "spikingresformer":
+        options = _staged_sizes(family, shapes)
+    else:
+        options = _columnar_sizes(family, state_dict, shapes)
+    if surrogate is not None or any(key.endswith(".w") for key in state_dict):
+        neuron = dict(given.get("neuron") or {})
+        neuron |= {} if surrogate is None else {"surrogate": surrogate}
+        if any(where[-1] == "w" for where in flat):
+            neuron = {"learn_tau": True} | neuron
+        given["neuron"] = neuron
+    told = _told_stem(family, state_dict, shapes, given.get("stem"))
+    pixels = given.get("image_size")
+    large = options["num_classes"] == MANY if pixels is None else pixels >= LARGE
+    usual = "imagenet" if large else "cifar"
+    options["stem"] = told or usual
+    options["image_size"] = IMAGE_SIZES.get(told, IMAGE_SIZES[usual])
+    last = "stage_3/block_0" if family == "qkformer" else "block_0"
+    biases = [f"params/{last}/attention/{x}_linear/bias" in shapes for x in "qkv"]
+    if all(biases) or options["stem"] in families.FAMILIES[family].bias:
+        asked = given.get("attention", {})
+        asked = {"kind": asked} if isinstance(asked, str) else asked
+        asked = {k: value for k, value in asked.items() if value is not None}
+        given["attention"] = {"bias": all(biases)} | asked
+    return options | given
+
+
+def _columnar_sizes(family: str, state_dict, shapes) -> dict[str, Any]:
+    """Of the families that are called depth-dim."""
+    dim, classes = _shape(family, shapes, "params/head/kernel")
+    staged = family == "qkformer"
+    stem = "stage_1/embed" if staged else "stem"
+    last = "stage_3/block_0" if staged else "block_0"
+    options = dict(
+        variant=f"{_blocks(shapes)}-{dim}",
+        num_classes=classes,
+        in_channels=_shape(family, shapes, f"params/{stem}/conv_0/kernel")[2],
+    )
+    hidden = shapes.get(f"params/{last}/mlp/fc1_linear/kernel", (dim, 4 * dim))[1]
+    options["mlp_ratio"] = _ratio(family, hidden, dim)
+    for key, array in state_dict.items():
+        if key.endswith("talking_heads.weight"):
+            options["heads"] = array.shape[0]
+    return options
+
+
+def _staged_sizes(family: str, shapes) -> dict[str, Any]:
+    """Of SpikingResformer."""
+    _, classes = _shape(family, shapes, "params/head/kernel")
+    in_channels = _shape(family, shapes, "params/stem/conv/kernel")[2]
+    pairs, planes, heads, patches = [], [], [], []
+    for k in range(1, 1 + _most(r"params/stage_(\d+)/", shapes)):
+        stage = f"stage_{k}/block_0"
+        pairs.append(1 + _most(rf"params/stage_{k}/block_(\d+)/", shapes))
+        where = f"params/{stage}/attention/y_conv/kernel"
+        kernel = _shape(family, shapes, where)
+        patches.append(kernel[0])
+        planes.append(kernel[2])
+        rates = f"batch_stats/{stage}/attention/x_rate"
+        heads.append(_shape(family, shapes, rates)[0])
+    if not pairs:
+        _shape(family, shapes, "params/stage_1/block_0/attention/y_conv/kernel")
+    mlp = "params/stage_1/block_0/mlp"
+    up = _shape(family, shapes, f"{mlp}/up_linear/kernel")
+    return dict(
+        variant="-".join(".".join(map(str, sizes)) for sizes in (pairs, planes)),
+        num_classes=classes,
+        in_channels=in_channels,
+        mlp_ratio=_ratio(family, up[1], up[0]),
+        heads=tuple(heads),
+        patch_sizes=tuple(patches),
+        group_size=_shape(family, shapes, f"{mlp}/group_conv/kernel")[2],
     )
 
 
-def _check(model, variables) -> None:
+def _told_stem(family, state_dict, shapes, asked: str | None) -> str | None:
+    """The stem that the names are of, else the one asked for."""
+    told: dict[str, str] = {}
+    blocks = blocks_named(state_dict)
+    for key in state_dict:
+        stems = {row.stem for row in rows_of(key, family, blocks)}
+        if len(stems) == 1 and None not in stems:
+            told.setdefault(*stems, key)
+    if family == "spikingresformer":
+        size = shapes["params/stem/conv/kernel"][0]
+        told = {
+            "imagenet" if size == 7 else "cifar": f"prologue.0.weight of {size}x{size}"
+        }
+    if len(told) > 1:
+        keys = " and ".join(f"{key} ({stem})" for stem, key in told.items())
+        raise ValueError(
+            f"torch_weights: got {keys}, expected {family} names of one stem"
+        )
+    if told and asked not in (None, *told):
+        ((stem, key),) = told.items()
+        raise ValueError(
+            f"torch_weights: got stem {asked!r}, expected {stem!r}, of which {key} is"
+        )
+    return next(iter(told), asked)
+
+
+def _shape(family: str, shapes, where: str) -> tuple[int, ...]:
+    """Of a tensor that sizes are read from."""
+    if where not in shapes:
+        raise ValueError(f"torch_weights: missing {_both(family, where)}")
+    return shapes[where]
+
+
+def _ratio(family: str, hidden: int, dim: int) -> int:
+    if hidden % dim:
+        raise ValueError(
+            f"torch_weights: got {hidden} hidden channels in the MLP of {family}, "
+            f"expected a multiple of {dim}"
+        )
+    return hidden // dim
+
+
+def _blocks(shapes) -> int:
+    """How many blocks there are, of all stages together."""
+    names = (re.match(r"params/((?:stage_\d+/)?block_)(\d+)/", name) for name in shapes)
+    last: dict[str, int] = {}
+    for match in names:
+        if match:
+            last[match[1]] = max(last.get(match[1], 0), 1 + int(match[2]))
+    return sum(last.values())
+
+
+def _blocks_in(flat) -> int:
+    names = (name for where in flat for name in where)
+    numbers = (re.fullmatch(r"(?:block|stage)_(\d+)", name) for name in names)
+    return 1 + max((int(match[1]) for match in numbers if match), default=0)
+
+
+def _most(pattern: str, names) -> int:
+    matches = (re.match(pattern, name) for name in names)
+    return max((int(match[1]) for match in matches if match), default=0)
+
+
+def _new_head(model, variables, key) -> dict[str, jax.Array]:
+    kernel = variables["params"]["head"]["kernel"]
+    head = linear(
+        model.num_classes,
+        bias=model.head_bias,
+        dtype=kernel.dtype,
+        init=model.head_init,
+        inputs=len(kernel),
+        name=None,
+    )
+    key = jax.random.key(0) if key is None else key
+    return head.init(key, jnp.zeros((1, len(kernel)), kernel.dtype))["params"]
+
+
+# --- all of it, and no more -----------------------------------------------------------
+
+
+def _check(model, family: str, flat, keys: Mapping[tuple[str, ...], str]) -> None:
     """All weights the model has, and no others, each of its shape."""
-    images = jnp.zeros((1, model.image_size, model.image_size, model.in_channels))
-    want = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
-    want = traverse_util.flatten_dict(want, sep="/")
-    have = traverse_util.flatten_dict(variables, sep="/")
-    missing, extra = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+
+    def make():
+        shape = (1, model.image_size, model.image_size, model.in_channels)
+        return model.init(jax.random.key(0), jnp.zeros(shape))
+
+    want = traverse_util.flatten_dict(jax.eval_shape(make), sep="/")
+    want = dict(sorted(want.items(), key=lambda item: item[0].startswith("batch")))
+    have = {"/".join(where): array for where, array in flat.items()}
+    names = {"/".join(where): key for where, key in keys.items()}
+
+    def named(where: str) -> str:
+        return f"{names[where]} ({where})" if where in names else _both(family, where)
+
+    missing = [named(where) for where in want if where not in have]
+    extra = [named(where) for where in have if where not in want]
     if missing or extra:
-        raise ValueError(f"torch_weights: missing {missing}, superfluous {extra}")
-    for name, array in have.items():
-        if array.shape != want[name].shape:
+        raise ValueError(
+            f"torch_weights: missing {_some(missing)}, superfluous {_some(extra)} for "
+            f"{family}"
+        )
+    for where, array in have.items():
+        if array.shape != want[where].shape:
             raise ValueError(
-                f"torch_weights: {name} is {array.shape}, expected {want[name].shape}"
+                f"torch_weights: {named(where)} is {array.shape}, expected "
+                f"{want[where].shape}"
             )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            return dict(file)
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
+def _both(family: str, where: str) -> str:
+    """A tensor as their code calls it, and as we do: "head.weight (params/...)"."""
+    blocks = _blocks_in([tuple(where.split("/"))])
+    for row in FAMILIES[family].rows(blocks):
+        for leaf, _, _ in LEAVES[row.kind] if row.ours else ():
+            key = f"{row.theirs}.{leaf}"
+            if "/".join(place(key, row) or ()) == where:
+                return f"{key} ({where})"
+    return where
 
-        return load_file(path)
-    if path.suffix in (".pth", ".pt"):
-        import torch
 
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        for outer in ("model", "state_dict"):
-            state_dict = state_dict.get(outer, state_dict)
-        return {k.removeprefix("module."): v.numpy() for k, v in state_dict.items()}
-    raise ValueError(
-        f"torch_weights: got {path.name}, expected .npz, .safetensors, .pth or .pt"
-    )
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED]) or 'none'}{more}"

@@ -111,6 +111,30 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     return traverse_util.unflatten_dict(arrays, sep="/"), about
 
 
+def written_here(path: str | os.PathLike) -> bool:
+    """Whether names are as `save` writes them, and not those of a PyTorch state dict.
+
+    A file that cannot be read counts as ours: `load` then says what is wrong with it.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        return False
+    try:
+        if path.suffix == ".npz":
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                names = list(file.files)
+        else:
+            from safetensors import safe_open
+
+            with safe_open(path, "np") as file:
+                names = list(file.keys())
+    except ImportError:
+        raise
+    except Exception:  # zipfile, numpy, safetensors: each has its own
+        return True
+    return not names or any("/" in name for name in names)
+
+
 def _known(path: str | os.PathLike) -> Path:
     path = Path(path)
     if path.suffix not in SUFFIXES:

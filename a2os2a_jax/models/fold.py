@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from a2os2a_jax.models.columnar import Columnar
+from a2os2a_jax.models.base import SpikingModel
+from a2os2a_jax.modules import conv, dssa
 from a2os2a_jax.modules.head import ORDERS
 from a2os2a_jax.modules.norm import BatchNorm
 
@@ -26,13 +27,13 @@ ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)  # tracers as
 
 
 def fold(
-    model: Columnar,
+    model: SpikingModel,
     variables: Mapping[str, Any],
     *,
-    head: str = "spikes",
+    head: str | None = None,
     tokens: int | None = None,
     per_step: bool = False,
-) -> tuple[Columnar, dict[str, Any]]:
+) -> tuple[SpikingModel, dict[str, Any]]:
     """The model for inference, and its variables, {"params": ...} alone.
 
     Args:
@@ -40,8 +41,9 @@ def fold(
       variables: its params and batch_stats; or their shapes (jax.ShapeDtypeStruct).
         Concrete numbers are folded in float64 and then have their dtype again.
       head: order of the head: "spikes" are weighted and then summed, "counts" of spikes
-        are weighted, or binary digits of the counts, "bits".
-      tokens: N, needed with the stem "tokens" and the readout "mean".
+        are weighted, or binary digits of the counts, "bits". None is "spikes"; or
+        "counts", the only one, where the head reads membranes and no spikes.
+      tokens: N, needed with the stem "tokens" where the head reads a mean over tokens.
       per_step: False divides the head by N T, for whole sequences; single steps (the
         call with per_step, and `stream`) are then multiplied by T, which is a shift for
         a power of two alone. True divides it by N, for single steps without a product.
@@ -55,7 +57,7 @@ def fold(
         superfluous, no arrays, not finite or of another shape or dtype, a BN with
         nothing in front of it; names them.
     """
-    if not isinstance(model, Columnar):
+    if not isinstance(model, SpikingModel):
         raise ValueError(
             f"fold: got a {type(model).__name__} as model, expected one that "
             "models.build makes, and then its variables"
@@ -70,25 +72,37 @@ def fold(
             f"fold: got a model folded already ({model.folded!r}), expected a trained "
             "one"
         )
-    if head not in ORDERS:
-        raise ValueError(f"fold: head is {head!r}, expected one of {ORDERS}")
+    orders = head_orders(model)
+    head = orders[0] if head is None else head
+    if head not in orders:
+        raise ValueError(f"fold: head is {head!r}, expected one of {orders}")
     count = _tokens(model, tokens)
     _check(model, variables)
     steps = 1 if per_step else model.timesteps
-    means = steps * (count if model.readout == "mean" else 1)
+    means = steps * (count if _averages(model) else 1)
 
     def of_arrays(variables):
-        return _fold(variables["params"], variables.get("batch_stats", {}), means)
+        return _fold(
+            model, variables["params"], variables.get("batch_stats", {}), means
+        )
 
     leaves = jax.tree.leaves(dict(variables))
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     run = (lambda v: jax.eval_shape(of_arrays, v)) if abstract else of_arrays
-    held = count if model.stem == "tokens" else None  # else the image's size tells it
+    held = count if model.side is None else None  # else the image's size tells it
     changes = dict(folded=head, folded_steps=steps, tokens=held, **_neurons(model))
     return model.clone(**changes), {"params": run(dict(variables))}
 
 
-def _tokens(model: Columnar, tokens: int | None) -> int | None:
+def head_orders(model: SpikingModel) -> tuple[str, ...]:
+    """The orders that the head of a folded model can have; the first is the usual one.
+
+    Membranes are no spikes that one could weight one by one.
+    """
+    return ("counts",) if model.readout == "potential" else ORDERS
+
+
+def _tokens(model: SpikingModel, tokens: int | None) -> int | None:
     """N, as far as it is known."""
     if tokens is not None:
         try:
@@ -98,25 +112,27 @@ def _tokens(model: Columnar, tokens: int | None) -> int | None:
         if number < 1:
             raise ValueError(f"fold: tokens is {tokens!r}, expected an integer >= 1")
         tokens = number
-    if model.stem == "sps":
-        own = (model.image_size // 2 ** model.pool.count("1")) ** 2
+    if model.side is not None:
+        own = model.side**2
         if tokens not in (None, own):
             raise ValueError(f"fold: got {tokens} tokens, expected the model's {own}")
         return own
-    if tokens is None and model.readout == "mean":
+    if tokens is None and _averages(model):
         raise ValueError(
             "fold: got no number of tokens, expected tokens=N with the stem 'tokens' "
-            "and the readout 'mean', whose 1/N goes into the head"
+            f"and the readout {model.readout!r}, whose 1/N goes into the head"
         )
     return tokens
 
 
-def _check(model: Columnar, variables: Mapping[str, Any]) -> None:
+def _averages(model: SpikingModel) -> bool:
+    """Whether the head takes the mean over all tokens."""
+    return model.readout in ("mean", "potential")
+
+
+def _check(model: SpikingModel, variables: Mapping[str, Any]) -> None:
     """All leaves that the model has, and no others, each a finite array of its kind."""
-    if model.stem == "sps":
-        frame = (model.image_size, model.image_size, model.in_channels)
-    else:
-        frame = (1, model.in_channels)
+    frame = (1 if axis is None else axis for axis in model.frame)
     images = jax.ShapeDtypeStruct((1, *frame), jnp.float32)
     want = jax.eval_shape(model.init, jax.random.key(0), images)
     want, have = _named(want), _named(dict(variables))
@@ -148,24 +164,28 @@ def _named(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {"/".join(map(str, path)): leaf for path, leaf in flat.items()}
 
 
-def _neurons(model: Columnar) -> dict[str, Any]:
+def _neurons(model: SpikingModel) -> dict[str, Any]:
     """The options of the neurons, without the division by tau and for no gradient."""
-    neuron, attention = dict(model.neuron), dict(model.attention)
-    neuron["detach_reset"] = True  # resets by selects, in place of products
+    neuron = dict(model.neuron, detach_reset=True)  # resets by selects, not products
+    names = [n for n in ("attention", "token_attention") if hasattr(model, n)]
+    attentions = {name: dict(getattr(model, name)) for name in names}
     # A tau that was learnt is a parameter, and the division is left to the neuron.
     if neuron["decay_input"] and not neuron["learn_tau"]:
         tau = neuron["tau"]
         scaled = {key: tau * neuron[key] for key in ("v_th", "v_reset")}
         neuron |= scaled | dict(decay_input=False)
-        if attention.get("v_th") is not None:
-            attention["v_th"] = tau * attention["v_th"]
-    return dict(neuron=neuron, attention=attention)
+        for options in attentions.values():
+            if options.get("v_th") is not None:
+                options["v_th"] = tau * options["v_th"]
+    return dict(neuron=neuron, **attentions)
 
 
-def _fold(params, statistics, means: int) -> dict[str, Any]:
+def _fold(model, params, statistics, means: int) -> dict[str, Any]:
     """The folded parameters; `means`: how many spikes the head takes the mean of."""
     flat = traverse_util.flatten_dict(params)
     stats = traverse_util.flatten_dict(statistics)
+    given = flat
+    flat, stats = _merged(flat, stats)
     out = dict(flat)
     for path in [path[:-1] for path in flat if path[-1] == "scale"]:
         before = partner(path, flat)
@@ -175,14 +195,42 @@ def _fold(params, statistics, means: int) -> dict[str, Any]:
         if (*before, "bias") in flat:
             offset = offset + _wide(flat[*before, "bias"])
             del out[*before, "bias"]
-        bias = flat[*path, "bias"]
         channels = (1,) * (kernel.ndim - 1) + factor.shape
-        out[*before, "kernel"] = _as(_wide(kernel) * factor.reshape(channels), kernel)
-        out[*path, "bias"] = _as(_wide(bias) + offset * factor, bias)
+        kernel = _wide(kernel) * factor.reshape(channels)
+        bias = _wide(flat[*path, "bias"]) + offset * factor
+        rates = [(*path[:-1], name) for name in ("x_rate", "a_rate")]
+        if path[-1] == "y_bn" and rates[0] in stats:
+            keys = (model.side_of(path) // kernel.shape[0]) ** 2
+            how = (_wide(stats[rate]) for rate in rates)
+            kernel, bias = dssa.fold_scales(kernel, bias, *how, keys=keys)
+        like = given[*path, "bias"]
+        out[*before, "kernel"], out[*path, "bias"] = _as(kernel, like), _as(bias, like)
         del out[*path, "scale"]
     head = flat["head", "kernel"]
     out["head", "kernel"] = _as(_wide(head) / means, head)
     return traverse_util.unflatten_dict(out)
+
+
+def _merged(flat, stats):
+    """Each X_rep, a `RepConv`, as one convolution X_conv with a bias."""
+    marks = [path for path in flat if path[-2:] == ("in_linear", "kernel")]
+    for path in (path[:-2] for path in marks):
+        inside = [
+            {
+                key[len(path) :]: _wide(x)
+                for key, x in tree.items()
+                if key[: len(path)] == path
+            }
+            for tree in (flat, stats)
+        ]
+        flat, stats = (
+            {key: x for key, x in tree.items() if key[: len(path)] != path}
+            for tree in (flat, stats)
+        )
+        kernel, bias = conv.merge(*map(traverse_util.unflatten_dict, inside))
+        place = (*path[:-1], path[-1].removesuffix("_rep") + "_conv")
+        flat |= {(*place, "kernel"): kernel, (*place, "bias"): bias}
+    return flat, stats
 
 
 def partner(norm: tuple[str, ...], params: Mapping[tuple[str, ...], Any]):

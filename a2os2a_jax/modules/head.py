@@ -20,6 +20,8 @@ class FoldedHead(nn.Module):
     order "bits":   sum over k of 2^k (plane_k kernel), plane_k [B, D] the k-th binary
                     digit of the counts: D additions a plane and class, and shifts.
 
+    S in {0, ..., most}; or real, membranes, and then in the order "counts".
+
     The kernel holds 1 / (N T) of the means it stands for, or 1 / T where N is 1, with
     T = `timesteps`; with per_step the share of a step is multiplied by T, and comes as
     it is where T is 1: [B, T, classes].
@@ -29,22 +31,26 @@ class FoldedHead(nn.Module):
     order: str
     timesteps: int
     dtype: Any
+    use_bias: bool = True
+    most: int = 1
 
     @nn.compact
     def __call__(self, s: jax.Array, per_step: bool = False) -> jax.Array:
         shape = (s.shape[-1], self.classes)
         kernel = self.param("kernel", INIT, shape, self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:], self.dtype)
         axes = (2,) if per_step else (1, 2)
         if self.order == "spikes":
             y = jnp.tensordot(s.astype(self.dtype), kernel, 1).sum(axes)
         elif self.order == "counts":
             y = jnp.tensordot(s.astype(self.dtype).sum(axes), kernel, 1)
         else:
-            most = math.prod(s.shape[axis] for axis in axes)
+            most = self.most * math.prod(s.shape[axis] for axis in axes)
             y = self._by_digits(s.astype(jnp.int32).sum(axes), most, kernel)
         if per_step and self.timesteps != 1:
             y = self.timesteps * y
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], self.dtype)
         return y + bias.reshape((1,) * (y.ndim - 1) + shape[1:])
 
     def _by_digits(self, counts: jax.Array, most: int, kernel: jax.Array) -> jax.Array:

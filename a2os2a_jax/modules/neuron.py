@@ -239,12 +239,16 @@ def make(
     unit: float = 1.0,
     **own,
 ):
-    """The neuron of `form` ("binary" or "ternary") that the options name.
+    """The neuron of `form` ("binary", "ternary" or "integer") that the options name.
 
     `own` overrides the options for this one neuron (the threshold of VSSA's); the guo
-    rule has its threshold fixed and passes over it. unit: v_th and v_reset (or guo's
-    threshold) times this, for an input that is so many times what the options mean.
+    rule has its threshold fixed and passes over it. An integer neuron has none of the
+    options, only its own `levels`, by which its spikes are divided.
+    unit: v_th and v_reset (or guo's threshold) times this, for an input that is so many
+    times what the options mean.
     """
+    if form == "integer":
+        return Integer(normalise=True, dtype=dtype, name=name, **own)
     options = resolve(options)
     rule = options.pop("rule")
     if rule == "guo":

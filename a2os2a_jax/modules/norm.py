@@ -26,11 +26,14 @@ class BatchNorm(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, repeats: int = 1) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, train: bool, repeats: int = 1, border: int = 0
+    ) -> jax.Array:
         """x [..., C]; `repeats`: how many times each value stands for itself.
 
         A static image computed once stands for T frames: mean and biased variance stay,
         and n of the unbiased variance is T times larger.
+        border: pixels around x [..., H, W, C] in which y is that of 0.
         """
         shape, make = x.shape[-1:], nn.initializers.constant
         bias = self.param("bias", make(0.0), shape, self.param_dtype)
@@ -54,6 +57,8 @@ class BatchNorm(nn.Module):
                 ra_var.value = keep * ra_var.value + new * var * (n / max(n - 1, 1))
         else:
             mean, var = ra_mean.value, ra_var.value
+        if border:
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(border, border)] * 2 + [(0, 0)])
         factor = scale * jax.lax.rsqrt(var + self.eps)
         return (x - _like(mean, x)) * _like(factor, x) + _like(bias, x)
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import zoo
-from a2os2a_jax.interop import weights
+from a2os2a_jax.interop import torch_files, torch_weights, weights
 from a2os2a_jax.train import parallel
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.step import TrainState
@@ -29,8 +29,8 @@ from a2os2a_jax.train.workdir import read_json
 
 HEAD = "params/head/"
 _EXPECTED = (
-    "expected a run's DIR, DIR@best or DIR@STEP, a .safetensors or .npz file, or "
-    "zoo:NAME"
+    "expected a run's DIR, DIR@best or DIR@STEP, a file of weights "
+    f"({', '.join(torch_files.SUFFIXES)}), or zoo:NAME"
 )
 
 
@@ -39,12 +39,13 @@ def source(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Args:
       path: what `init_from` takes: the directory of a run, for its last checkpoint, or
-        DIR@best, DIR@STEP for another; a file that `interop.weights.save` wrote; or
-        zoo:NAME, weights that come with the package.
+        DIR@best, DIR@STEP for another; a file that `interop.weights.save` wrote, or a
+        PyTorch state dict that `interop.torch_weights` reads; or zoo:NAME, weights that
+        come with the package.
     Returns:
       (variables, about), about being JSON values: path, step, weights ("average" of the
       run's `train.ema`, else "plain"), commit, and the config of the run; of a file its
-      path and sha256, and what it holds about itself.
+      path and sha256, and what it holds about itself, of a state dict its family.
     Raises:
       ValueError: there is nothing, or no run, or no such checkpoint, or a damaged file.
       OSError: the checkpoint cannot be read.
@@ -52,8 +53,8 @@ def source(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     place, which = _locate(path)
     if place.is_dir():
         variables, about = of_run(place, which)
-    elif place.is_file() and place.suffix in weights.SUFFIXES:
-        variables, kept = weights.load(place)
+    elif place.is_file() and place.name.endswith(torch_files.SUFFIXES):
+        variables, kept = _of_file(place)
         digest = hashlib.sha256(place.read_bytes()).hexdigest()
         about = kept | {"sha256": digest}
         if "path" in kept:
@@ -62,6 +63,18 @@ def source(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         what = "is a file of another kind" if place.exists() else "does not exist"
         raise ValueError(f"init_from: got {path}, which {what}; {_EXPECTED}")
     return variables, about | {"path": str(path)}
+
+
+def _of_file(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(variables, what the file holds about itself), of ours or of PyTorch's names."""
+    if weights.written_here(place):
+        return weights.load(place)
+    try:
+        state_dict = torch_files.read(place)
+        family = torch_weights.recognise(state_dict)
+        return torch_weights.to_variables(state_dict, family), {"family": family}
+    except ValueError as error:
+        raise ValueError(f"init_from {place}: {error}") from error
 
 
 def of_run(
@@ -235,13 +248,30 @@ def _locate(path: str) -> tuple[Path, str]:
     return (Path(folder), which) if Path(folder).is_dir() else (Path(name), "last")
 
 
+def whole(path: str, fresh: Mapping[str, Any]):
+    """(variables, about, notes): all of the model at `path`, its head too, on the host.
+
+    Raises:
+      ValueError, OSError: see `source` and `transfer`; or a head of other classes.
+    """
+    variables, about, notes = _fitting(path, fresh)
+    if anew := [note for note in notes if note.endswith("initialised anew")]:
+        raise ValueError(
+            f"init_from {path}: {anew[0]}; expected as many classes as here"
+        )
+    about.pop("config", None)
+    return variables, about, notes
+
+
 def _fitting(path: str, fresh: Mapping[str, Any]):
     """(variables, about, notes): what is at `path`, made to fit `fresh`."""
     variables, about = source(path)
     try:
         variables, notes = transfer(variables, fresh)
     except ValueError as error:
-        raise ValueError(f"init_from {path}: {error}") from error
+        family = about.get("family")
+        of = f"; its tensors are named as {family}'s" if family else ""
+        raise ValueError(f"init_from {path}: {error}{of}") from error
     return variables, about, notes
 
 
@@ -267,9 +297,10 @@ def _traits(tree: Mapping[str, Any]) -> dict[str, Any]:
         shape = np.shape(tree.get(name, ()))
         return shape[number] if -len(shape) <= number < len(shape) else None
 
-    blocks = {m[1] for n in tree if (m := re.match(r"params/block_(\d+)/", n))}
+    blocks = {m[0] for n in tree if (m := re.match(r"params/.*?block_\d+/", n))}
     parts = {m[1] for n in tree if (m := re.search(r"/attention/(\w+?)_linear/", n))}
     hidden = axis("params/block_0/mlp/fc1_linear/kernel", -1)
+    stages = any(n.startswith("params/stage_1/") for n in tree)
     dim = axis("params/head/kernel", 0)
     images = any(n.startswith("params/stem/conv_0/") for n in tree)
     first = "params/stem/conv_0/kernel" if images else "params/stem/linear/kernel"
@@ -277,9 +308,10 @@ def _traits(tree: Mapping[str, Any]) -> dict[str, Any]:
         "depth (model.variant)": len(blocks),
         "dim (model.variant)": dim,
         "model.mlp_ratio": hidden // dim if hidden and dim else None,
-        "model.stem": "sps" if images else "tokens",
+        "model.stem": "of stages" if stages else "images" if images else "tokens",
         "channels of the data": axis(first, -2),
         "projections (model.attention)": " ".join(sorted(parts)) or "none",
+        "model.attention.bias": any(n.endswith("/q_linear/bias") for n in tree),
         "model.neuron.learn_tau": any(n.endswith("_neuron/w") for n in tree),
     }
 

@@ -207,7 +207,7 @@ def folded(model: nn.Module, spec: pipeline.Spec, variables: Any = None):
     if variables is None:
         variables = _shapes(model, spec)
     tokens = spec.shape[-2] if model.stem == "tokens" else None
-    return models.fold(model, variables, head="spikes", tokens=tokens)
+    return models.fold(model, variables, tokens=tokens)
 
 
 def _shapes(model: nn.Module, spec: pipeline.Spec) -> Any:

@@ -112,19 +112,28 @@ def named(params: Any, patterns: Sequence[str]) -> Any:
 def layer_scales(params: Any, decay: float) -> Any:
     """decay^(L - i) for each parameter of layer i: the head is layer L, with factor 1.
 
-    Layer 0 is the stem, layer i + 1 is block_i. Source: Clark et al. 2020,
+    Layer 0 is the stem, layer i + 1 the i-th block, through all stages; what leads into
+    a stage is of the layer of its first block. Source: Clark et al. 2020,
     arXiv:2003.10555; here by block.
     """
     names = _names(params)
-    blocks = [re.match(r"block_(\d+)/", name) for name in names]
-    last = max([int(block[1]) + 1 for block in blocks if block], default=0) + 1
+    found = [re.match(r"(?:stage_(\d+)/)?(?:block_(\d+)/)?", name) for name in names]
+    places = [(int(match[1] or 0), match[2]) for match in found]
+    lengths: dict[int, int] = {}  # blocks of each stage
+    for stage, block in places:
+        lengths[stage] = max(lengths.get(stage, 0), int(block or -1) + 1)
+    last = sum(lengths.values()) + 1
 
-    def layer(name: str, block: re.Match | None) -> int:
-        if block:
-            return int(block[1]) + 1
-        return last if name.startswith("head/") else 0
+    def layer(name: str, place: tuple[int, str | None]) -> int:
+        stage, block = place
+        before = sum(n for other, n in lengths.items() if other < stage)
+        if name.startswith("head/"):
+            return last
+        if block is None and stage < 2:  # the first stage begins with a stem
+            return 0
+        return before + int(block or 0) + 1
 
-    depths = map(layer, names, blocks)
+    depths = map(layer, names, places)
     scales = [decay ** (last - depth) for depth in depths]
     return jax.tree.unflatten(jax.tree.structure(params), scales)
 

@@ -162,7 +162,7 @@ def make_model(config: ConfigDict, data: pipeline.Dataset | pipeline.Spec) -> nn
         m.name,
         m.variant,
         num_classes=data.classes,
-        image_size=data.shape[-3] if m.stem == "sps" else None,
+        image_size=None if m.stem == "tokens" else data.shape[-3],
         in_channels=data.shape[-1],
         timesteps=m.timesteps,
         heads=m.heads,
@@ -170,12 +170,14 @@ def make_model(config: ConfigDict, data: pipeline.Dataset | pipeline.Spec) -> nn
         attention=m.attention.to_dict(),
         neuron=m.neuron.to_dict(),
         shortcut=m.shortcut,
+        residual=m.residual,
         dtype=config.dtype,
         stem=m.stem,
         readout=m.readout,
         mlp_ratio=m.mlp_ratio,
         remat=m.remat,
         drop_path=m.drop_path,
+        neuron_over_batch=m.neuron_over_batch,
     )
 
 

@@ -6,6 +6,7 @@ The keys `eval.*` of a config say so. Nothing here looks at a score of the test 
 
 import copy
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import data as datasets
+from a2os2a_jax.train import finetune, parallel
 from a2os2a_jax.train.average import average
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.setup import Parts, prepare
@@ -33,6 +35,7 @@ class Trained(NamedTuple):
       changed: what differs from the training, of the keys average (a number of
         checkpoints), ema (False: weights that have an average, which is not used),
         data, timesteps, size.
+      about: of weights that are of no run here (`init_from`), where they are from.
     """
 
     parts: Parts
@@ -40,16 +43,22 @@ class Trained(NamedTuple):
     steps: tuple[int, ...]
     weights: str
     changed: dict[str, Any]
+    about: dict[str, Any] | None = None
 
 
 def load(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
     """The weights that `eval.checkpoint`, `average` and `ema` name, ready to be scored.
 
+    Where `workdir` holds no run, those that `init_from` names, as they are.
+
     Raises:
       ValueError: no run of this config is there, it has not the checkpoints asked for,
-        or its model does not fit `eval.data`, `timesteps` or `size`.
+        or its model does not fit `eval.data`, `timesteps` or `size`; see
+        `finetune.whole`.
     """
     c = config.eval
+    if config.init_from is not None and not (Path(workdir) / "config.json").exists():
+        return _untrained(config)
     home = config
     if _is_other(config):  # split and examples are then the other set's
         home = copy.deepcopy(config)
@@ -71,6 +80,24 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
         EMA if has_ema and c.ema else PLAIN,
         changed,
     )
+
+
+def _untrained(config: ConfigDict) -> Trained:
+    """The weights of `init_from`, in the config's model."""
+    unset = configs.default().eval
+    for key in ("checkpoint", "average", "ema"):
+        if config.eval[key] != unset[key]:
+            raise ValueError(
+                f"eval.{key}: got {config.eval[key]!r}, expected {unset[key]!r}: there "
+                f"is one set of weights, {config.init_from}"
+            )
+    of_training = prepare(config)
+    fresh = of_training.abstract_state().variables
+    variables, about, notes = finetune.whole(config.init_from, fresh)
+    print("\n".join([f"weights of {config.init_from}", *notes]))
+    parts, changed = _changed(config, of_training)
+    placed = parallel.put_whole(variables, parts.mesh)
+    return Trained(parts, placed, (0,), PLAIN, changed, about)
 
 
 def _states(
@@ -126,7 +153,7 @@ def _changed(config: ConfigDict, trained: Parts) -> tuple[Parts, dict[str, Any]]
         changed["data"] = c.data
     if c.timesteps not in (None, config.model.timesteps):
         changed["timesteps"] = c.timesteps
-    images = config.model.stem == "sps"
+    images = config.model.stem != "tokens"
     if c.size is not None and not images:
         raise ValueError(f"eval.size: got {c.size}, expected None where there are none")
     if images and c.size not in (None, trained.dataset.shape[-2]):
@@ -165,7 +192,7 @@ def _variant(config: ConfigDict, trained: Parts) -> ConfigDict:
     if c.timesteps is not None:
         new.model.timesteps = c.timesteps
     if _is_other(config):
-        image = {"size": old.shape[-2]} if config.model.stem == "sps" else {}
+        image = {"size": old.shape[-2]} if config.model.stem != "tokens" else {}
         width = {"classes": old.classes, "channels": old.shape[-1]}
         wanted = config.data.to_dict() | image | width | {"area": None}
         takes = datasets.takes(c.data)

@@ -8,7 +8,7 @@ import pytest
 
 from a2os2a_jax import models
 from a2os2a_jax.analysis import summary
-from a2os2a_jax.models import registry
+from a2os2a_jax.models import families
 from a2os2a_jax.modules import attention, neuron
 
 SMALL = dict(num_classes=10, image_size=8, in_channels=1, heads=2, timesteps=3)
@@ -31,10 +31,10 @@ def by_name(rows):
 # ---- the rows
 
 
-@pytest.mark.parametrize("variant", registry.COLUMNAR)
+@pytest.mark.parametrize("variant", families.COLUMNAR)
 def test_the_sum_is_the_published_number(variant):
-    classes, size, pool, count, _ = registry.COLUMNAR[variant]
-    how = dict(num_classes=classes, image_size=size, pool=pool)
+    classes, size, stem, count, *_ = families.COLUMNAR[variant]
+    how = dict(num_classes=classes, image_size=size, stem=stem)
     rows = summary.layers(models.build("columnar", variant, **how), (size, size, 3))
     assert summary.total(rows) == count
     depth = int(variant.split("-")[0])
@@ -86,7 +86,8 @@ def shapes(tree, cut=None):
 
 @pytest.mark.parametrize("kind", attention.KINDS)
 def test_every_kind_has_all_its_parameters_and_firing_layers(kind):
-    model = models.build("columnar", "1-16", **SMALL, pool="0001", attention=kind)
+    how = SMALL | dict(timesteps=2, pool="0001", attention=kind)
+    model = models.build("columnar", "1-16", **how)
     x = jnp.zeros((1, 8, 8, 1))
     made = jax.eval_shape(model.init, jax.random.key(0), x)
     how = functools.partial(model.apply, mutable=["spikes"])
@@ -99,6 +100,35 @@ def test_every_kind_has_all_its_parameters_and_firing_layers(kind):
     frozen = {"frozen_qk": "qk", "frozen_v": "v"}.get(kind, "")
     frozen = [f"block_0/attention/{x}_linear" for x in frozen]
     assert [row.name for row in rows if row.frozen] == frozen
+
+
+SIZES = dict(heads=(1, 2), patch_sizes=(2, 1), group_size=16)
+OTHERS = {  # family: variant and options
+    "spikformer": ("1-16", {}),
+    "spikingformer": ("1-16", {}),
+    "spike_driven": ("1-16", {}),
+    "qkformer": ("3-16", {}),
+    "spikingresformer": ("1.1-16.32", SIZES),
+}
+
+
+def test_every_family_is_among_them():
+    assert {"columnar", *OTHERS} == families.FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_family_has_all_its_parameters_and_firing_layers(name):
+    variant, options = OTHERS[name]
+    model = models.build(name, variant, **SMALL | options)
+    x = jnp.zeros((1, 8, 8, 1))
+    made = jax.eval_shape(model.init, jax.random.key(0), x)
+    how = functools.partial(model.apply, mutable=["spikes"])
+    _, sown = jax.eval_shape(how, made, x)
+    rows = summary.layers(model, (8, 8, 1))
+    params = {f"{r.name}/{k}": s for r in rows for k, s in r.params.items()}
+    assert params == shapes(made["params"])
+    fire = {row.name: (1, *row.shape[1:]) for row in rows if row.fires}
+    assert fire == shapes(sown["spikes"], -2)
 
 
 def test_sequences_tokens_and_learnt_time_constants():

@@ -97,7 +97,7 @@ def test_options(options, place):
 def test_the_exit_code_reaches_the_shell(tmp_path, monkeypatch, capsys):
     line = ["main", "--config=configs/digits.py:smoke", "--mode=certify"]
     line += ["--config.model.variant=1-16", f"--workdir={tmp_path / 'a'}"]
-    monkeypatch.setattr(certify, "HEADS", ("spikes",))  # faster
+    monkeypatch.setattr(certify.models, "head_orders", lambda _: ("spikes",))  # faster
     assert main.main(line) == 0
     bad = [*line[:-1], f"--workdir={tmp_path / 'b'}", "--config.model.neuron.tau=3.0"]
     assert main.main(bad) == 1
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_model_is_named(run, tmp_path):
 @pytest.mark.parametrize("name", ["imagenet", "cifar10_dvs"])
 def test_a_recipe_needs_no_data(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("A2OS2A_DATA", str(tmp_path / "none"))
-    monkeypatch.setattr(certify, "HEADS", ("spikes",))  # faster
+    monkeypatch.setattr(certify.models, "head_orders", lambda _: ("spikes",))  # faster
     line = ["main", f"--config=configs/{name}.py", "--mode=certify"]
     line += [f"--workdir={tmp_path / 'new'}", "--config.model.variant=1-64"]
     assert main.main([*line, "--config.data.data_dir=nowhere"]) == 0

@@ -10,7 +10,8 @@ import pytest
 
 from a2os2a_jax import config as configs
 from a2os2a_jax.commands import eval as evaluation
-from a2os2a_jax.train import loop, metrics, setup
+from a2os2a_jax.interop import weights
+from a2os2a_jax.train import finetune, loop, metrics, setup
 from a2os2a_jax.train import trained as trained_runs
 from a2os2a_jax.train.checkpoint import Checkpoints
 
@@ -251,6 +252,26 @@ def test_scores_that_are_not_finite_are_an_error(trained, monkeypatch):
     with pytest.raises(FloatingPointError, match="step 4, test: loss is nan, expected"):
         evaluation.run(_run_config(), workdir)
     assert not (workdir / "evaluations.jsonl").exists()
+
+
+def test_weights_of_no_run_here_are_scored_where_there_is_none(
+    trained, tmp_path, no_figures, capsys
+):
+    workdir, result = trained
+    variables, about = finetune.source(str(workdir))
+    path = tmp_path / "theirs.npz"
+    weights.save(path, variables, about)
+    config = _config(init_from=str(path))
+    record = evaluation.run(config, tmp_path / "fresh")
+    assert record["accuracy"] == result["test"]["accuracy"]
+    assert record["init_from"]["path"] == str(path) and record["steps"] == [0]
+    assert "weights of" in capsys.readouterr().out
+    (line,) = (tmp_path / "fresh" / "evaluations.jsonl").read_text().splitlines()
+    assert json.loads(line)["init_from"]["sha256"] == record["init_from"]["sha256"]
+    assert not (tmp_path / "fresh" / "config.json").exists()
+    with pytest.raises(ValueError, match="eval.average: got 2, expected 1.*theirs.npz"):
+        evaluation.run(_config(init_from=str(path), eval__average=2), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_another_config_is_refused(trained):

@@ -6,7 +6,7 @@ from a2os2a_jax import config as configs
 from a2os2a_jax import data, main
 from a2os2a_jax.commands import list as listing
 from a2os2a_jax.functional import surrogate
-from a2os2a_jax.models import registry
+from a2os2a_jax.models import families, registry
 from a2os2a_jax.modules import attention, neuron
 from a2os2a_jax.train import optim
 
@@ -30,7 +30,9 @@ def listed():
 def test_everything_that_can_be_named_is_listed(listed):
     words = {title: " ".join(lines).split() for title, lines in listed.items()}
     for title, names in {
-        "models": [*registry.MODELS, *registry.COLUMNAR, *registry.SPIKE_DRIVEN],
+        "models": [
+            name for f in families.FAMILIES.items() for name in (f[0], *f[1].sizes)
+        ],
         "stems": registry.STEMS[-1:],
         "attention kinds": attention.KINDS,
         "neuron rules": neuron.RULES[-1:],
@@ -53,8 +55,6 @@ def test_everything_that_can_be_named_is_listed(listed):
 
 def test_what_is_planned_is_marked(listed):
     for title, names in {
-        "models": registry.LATER,
-        "attention kinds": attention.LATER,
         "modes": main.LATER,
     }.items():
         text = " ".join(listed[title])
@@ -63,14 +63,18 @@ def test_what_is_planned_is_marked(listed):
 
 
 def test_the_list_follows_the_registries(monkeypatch, capsys):
-    monkeypatch.setitem(registry.MODELS, "planted", {"9-9": (2, 4, "0000", 1234, 0.0)})
-    monkeypatch.setitem(attention.KINDS, "planted", {"v": "binary", "v_th": None})
+    size = families.Size(2, 4, "cifar", 1234, 0.0)
+    family = families.FAMILIES["columnar"]._replace(sizes={"9-9": size})
+    monkeypatch.setitem(families.FAMILIES, "planted", family)
+    kind = attention.Kind({"v": "binary", "v_th": None}, None, "a planted source")
+    monkeypatch.setitem(attention.KINDS, "planted", kind)
     monkeypatch.setitem(optim.OPTIMIZERS, "planted", None)
     monkeypatch.setitem(data.SOURCES, "planted", data.SOURCES["fake"])
     found = sections(listing.run({"planted": "a2os2a_jax.commands.planted"}))
     out = capsys.readouterr().out
     assert re.search(r"planted +9-9", out) and "1,234 parameters" in out
-    assert "planted    v=binary, v_th" in found["attention kinds"]
+    at = found["attention kinds"].index("planted     a planted source; from the text")
+    assert found["attention kinds"][at + 1].strip() == "v=binary, v_th"
     assert found["optimizers"][0].endswith(", planted")
     assert any(line.startswith("planted  ") for line in found["data sets"])
     assert found["modes"] == ["planted  not built yet"]

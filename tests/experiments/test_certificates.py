@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from a2os2a_jax import config as configs
+from a2os2a_jax import models
+from a2os2a_jax.models.families import FAMILIES
 from a2os2a_jax.train import setup
 from tests.analysis.test_brute_force import made
 
@@ -38,9 +40,24 @@ def test_a_row_holds_the_verdict_and_its_price(load):
     assert row["counts"]["addition"] == sum(row["price"]["addition"].values())
     assert row["as_trained"]["verdict"] == "not addition-only"
     assert row["heads"]["counts"]["products"] == 16 * 10
-    cases = list(script.cases())
-    assert {variant for _, variant, *_ in cases} >= {"8-384", "8-768", "2-512"}
-    assert {family for family, *_ in cases} == {"columnar", "spike_driven"}
+    assert row["parameters"] == 7_588
+
+
+def test_every_published_size_has_a_row_and_builds(load):
+    cases = list(load("certificates").cases())
+    for family, own in FAMILIES.items():
+        assert {v for f, v, *_ in cases if f == family} == set(own.sizes)
+    for family, variant, how, shape in cases:
+        model = models.build(family, variant, **how)
+        assert model.frame[-3:] in (shape, (*shape[-3:-1], how.get("in_channels", 3)))
+
+
+def test_an_attention_has_its_options_and_where_it_is_refused(load):
+    script = load("certificates")
+    how = dict(num_classes=4, image_size=8, heads=2)
+    row = script.attention_row("integer", "1-16", how, (8, 8, 3))
+    assert row["options"]["levels"] == 4 and row["verdict"] == "not addition-only"
+    assert [place for place, _ in row["refused"]][0].startswith("block_0/attention")
 
 
 def test_folding_compares_both_models_on_all_examples(load):

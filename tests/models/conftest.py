@@ -108,7 +108,13 @@ class Case:
     def batch_statistics(self, stats):
         """Those of the last batch, out of the running ones after a first step."""
         old = self.initial["batch_stats"]
-        return jax.tree.map(lambda new, o: (new - 0.9 * o) / 0.1, stats, old)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, new, o: (
+                new if path[-1].key.endswith("_rate") else (new - 0.9 * o) / 0.1
+            ),
+            stats,
+            old,
+        )
 
     @functools.cached_property
     def stream(self):

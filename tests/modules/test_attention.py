@@ -196,20 +196,13 @@ def test_factors_have_the_alphabets_asked_for(monkeypatch, spikes, name):
     options, alphabets, scale, v_th = KINDS[name]
     layer = module(dim=32, heads=2, dtype="float32", **options)
     variables = variables_of(layer, spikes)
-    calls = []
+    calls, sound = [], products.a2os2a
 
-    def spy_on(function):
-        sound = getattr(products, function)
+    def spy(q, k, v, *rest):
+        calls.append((q, k, v, sound(q, k, v, *rest)))
+        return calls[-1][-1]
 
-        def spy(q, k, v, *rest):
-            calls.append((q, k, v, sound(q, k, v, *rest)))
-            assert (rest[0] if function == "ssa" else None) == scale
-            return calls[-1][-1]
-
-        monkeypatch.setattr(products, function, spy)
-
-    spy_on("a2os2a")
-    spy_on("ssa")
+    monkeypatch.setattr(products, "a2os2a", spy)
 
     @jax.jit
     def run(s):
@@ -225,9 +218,10 @@ def test_factors_have_the_alphabets_asked_for(monkeypatch, spikes, name):
         else:
             assert set(np.unique(x)) == VALUES[alphabet]
     q, k, v = (x.astype(np.float64) for x in factors)
-    want = np.einsum("btnhd,btmhd,btmhe->btnhe", q, k, v) * (scale or 1)
+    want = np.einsum("btnhd,btmhd,btmhe->btnhe", q, k, v)
     np.testing.assert_allclose(product, want, rtol=1e-4, atol=1e-4)
-    first = product.reshape(spikes.shape)[:, 0]  # from rest the membrane is the product
+    # From rest the membrane is the product.
+    first = product.reshape(spikes.shape)[:, 0] * np.float32(scale or 1)
     np.testing.assert_array_equal(fired[:, 0], first >= v_th)
     assert 0.02 < fired.mean() < 0.99
 
@@ -248,6 +242,8 @@ def test_resolve_completes_a_kind():
         == attention.resolve({})
         == dict(
             kind="a2os2a",
+            q="binary",
+            bias=None,
             k="relu",
             v="ternary",
             scale=None,
@@ -262,6 +258,8 @@ def test_resolve_completes_a_kind():
     given = dict(kind="vssa", order="q_kv", scale=None)
     assert attention.resolve(given) == dict(
         kind="vssa",
+        q="binary",
+        bias=None,
         k="binary",
         v="binary",
         scale=0.125,
@@ -276,11 +274,14 @@ def test_resolve_completes_a_kind():
     assert attention.resolve("none") == dict(kind="none")
     unused = dict(kind="none", order="auto", k=None, k_gain=1.0)  # as configs have them
     assert attention.resolve(unused) == dict(kind="none")
-    of_v = dict(v="ternary", v_th=None, freeze=None, projection=True)
+    of_v = dict(v="ternary", v_th=None, freeze=None, projection=True, bias=None)
     for kind in ("uniform", "v_only"):
         assert attention.resolve(kind) == dict(kind=kind) | of_v
     assert attention.resolve("sdsa") == dict(
         kind="sdsa",
+        q="binary",
+        bias=None,
+        dilate=False,
         k="binary",
         v="binary",
         v_th=0.5,
@@ -310,6 +311,25 @@ REFUSED = {
     "order of sdsa": dict(kind="sdsa", order="q_kv"),
     "v_th": dict(v_th="1"),
     "k_gain": dict(k_gain="1"),
+    "q of reals": dict(q="relu"),
+    "k of no kind": dict(k="real"),
+    "alpha": dict(kind="xnor", alpha=0),
+    "alpha elsewhere": dict(alpha=0.5),
+    "chunk": dict(kind="statten", chunk=0),
+    "half a chunk": dict(kind="statten", chunk=1.5),
+    "levels": dict(kind="integer", levels=0),
+    "levels elsewhere": dict(kind="ssa", levels=4),
+    "integers without levels": dict(v="integer"),
+    "patch": dict(kind="dssa", patch=0),
+    "order of dssa": dict(kind="dssa", order="qk_v"),
+    "bias": dict(bias="yes"),
+    "dilate": dict(kind="sdsa", dilate="yes"),
+    "dilate elsewhere": dict(dilate=True),
+    "order of bsa": dict(kind="bsa", order="q_kv"),
+    "shiftmax of statten": dict(kind="statten", normalise="shiftmax"),
+    "shiftmax of xnor": dict(kind="xnor", normalise="shiftmax"),
+    "v of sasa": dict(kind="sasa", v="binary"),
+    "freeze of sasa": dict(kind="sasa", freeze="v"),
 }
 
 
@@ -428,3 +448,123 @@ def test_frozen_weights_get_no_gradient_and_their_norms_do(spikes, name):
             assert np.abs(grads[f"{which}_bn"]["scale"]).max() > 0
     patterns = attention.frozen(layer.options)
     assert set(patterns) == {f"{which}_linear/kernel" for which in still}
+
+
+# --- what was written from the text: by hand, from the spikes of the module -----------
+
+
+def heads(x):
+    """[B, T, N, D] as [B, T, heads, N, d], of two heads of 16 channels."""
+    return np.asarray(x, np.float64).reshape(*x.shape[:3], 2, 16).swapaxes(2, 3)
+
+
+def statten(q, k, v):
+    """T = 2 is one chunk: every query sees the 64 tokens of both steps."""
+    both = zip(np.moveaxis(k, 1, 0), np.moveaxis(v, 1, 0), strict=True)
+    context = sum(np.swapaxes(kt, -1, -2) @ vt for kt, vt in both)
+    return q @ context[:, None] / np.sqrt(64)
+
+
+def xnor(q, k, v, alpha=0.5):
+    both = q @ np.swapaxes(k, -1, -2)
+    neither = (1 - q) @ np.swapaxes(1 - k, -1, -2)
+    return (both + alpha * neither) @ v / 8
+
+
+def sdsa3(q, k, v):
+    return q @ (np.swapaxes(k, -1, -2) @ v) / 8
+
+
+def bsa(q, k, v):
+    scores = q @ np.swapaxes(k, -1, -2)
+    rows = np.log2((2.0**scores).sum(-1, keepdims=True))
+    return 2.0 ** (scores - np.ceil(rows)) @ v
+
+
+def integer(q, k, v):
+    return q @ np.swapaxes(k, -1, -2) @ v / 4  # sqrt(16)
+
+
+def sasa(q, k, v):
+    return (q * k).sum(-2, keepdims=True)
+
+
+def qk_channel(q, k, v):
+    return q.sum(-2, keepdims=True)
+
+
+BY_HAND = {  # kind: (what its neuron gets, threshold, what goes on, options)
+    "statten": (statten, 0.5, None, {}),
+    "xnor": (xnor, 7.5, None, dict(v_th=7.5)),
+    "sdsa3": (sdsa3, 0.5, None, {}),
+    "bsa": (bsa, 0.125, None, dict(v_th=0.125)),
+    "integer": (integer, None, None, dict(scale=None)),
+    "sasa": (sasa, 4.0, "q", dict(v_th=4.0)),
+    "qk_channel": (qk_channel, 12.0, "k", dict(v_th=12.0)),
+}
+
+
+def fired_at(x, threshold):
+    """Of a neuron with tau = 2 and a hard reset, over axis 1."""
+    v, out = np.zeros_like(x[:, 0]), []
+    for t in range(x.shape[1]):
+        h = v / 2 + x[:, t]
+        out.append(h >= threshold)
+        v = np.where(out[-1], 0, h)
+    return np.stack(out, 1)
+
+
+def depthwise(kernel, s):
+    """3x3 of the map of 8 x 8, zeros around it; then BN by the batch's statistics."""
+    image = np.pad(s.reshape(4, 8, 8, 32), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    y = sum(
+        image[:, i : i + 8, j : j + 8] * kernel[i, j, 0] for i, j in np.ndindex(3, 3)
+    )
+    y = (y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5)
+    return y.reshape(s.shape)
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_a_kind_from_the_text_is_what_its_equation_says(spikes, kind):
+    product, threshold, mask, options = BY_HAND[kind]
+    layer = module(
+        kind, dim=32, heads=2, dtype="float32", projection=False, **options
+    ).clone(side=8)
+    variables = variables_of(layer, spikes)
+    jitted = jax.jit(lambda s: run(layer, variables, s))
+    out, got, fired = jax.device_get(jitted(spikes))
+    alphabet = {0, 1}
+    if kind == "bsa":
+        alphabet = {-1, 0, 1}
+    elif kind == "integer":
+        alphabet = {0, 1 / 4, 2 / 4, 3 / 4}
+    parts = [fired.get(f"{x}_neuron") for x in "qkv"]
+    q, k, v = (None if x is None else heads(x) for x in parts)
+    rare = {1} if kind == "integer" else set()
+    assert all(alphabet <= set(np.unique(x)) <= alphabet | rare for x in (q, k))
+    assert (v is None) == (kind in ("sasa", "qk_channel"))
+    want = product(q, k, v)
+    np.testing.assert_allclose(heads(got), want, rtol=1e-5, atol=1e-5)
+    s = fired["attention_neuron"]
+    if threshold is None:  # an integer neuron, of which the first step is from rest
+        first = np.clip(np.round(got[:, 0]), 0, 4) / 4
+        np.testing.assert_array_equal(s[:, 0], first)
+        assert len(np.unique(first)) > 1
+    else:
+        np.testing.assert_array_equal(s, fired_at(got, np.float32(threshold)))
+        assert 0.02 < s.mean() < 0.9
+    goes_on = s * (fired[f"{mask}_neuron"] if mask else 1)
+    if kind == "sasa":
+        kernel = np.asarray(variables["params"]["depth_conv"]["kernel"])
+        branch = depthwise(kernel, np.asarray(spikes))
+        assert np.abs(branch).max() > 0.5
+        np.testing.assert_allclose(out - goes_on, branch, rtol=0, atol=1e-4)
+    else:
+        np.testing.assert_array_equal(out, goes_on)
+
+
+def test_every_kind_from_the_text_is_done_by_hand():
+    from_text = {
+        n for n, kind in attention.KINDS.items() if kind.parity == "from the text"
+    }
+    assert from_text == BY_HAND.keys()

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import models
-from a2os2a_jax.interop import weights
+from a2os2a_jax.interop import torch_weights, weights
 from a2os2a_jax.modules.norm import BatchNorm
 from a2os2a_jax.train import finetune, loop, setup
 from a2os2a_jax.train.checkpoint import Checkpoints
@@ -243,6 +243,52 @@ def test_the_plain_weights_of_a_run_with_an_average(runs):
     np.testing.assert_allclose(got["params"]["body"]["bias"], bias, rtol=1e-6)
 
 
+FAMILY = dict(num_classes=4, image_size=8, in_channels=1, timesteps=2, heads=2)
+
+
+def state_dict(path, family="spikformer", variant="1-16", **options):
+    """A file as public code would write it, and our variables in it."""
+    model = models.build(family, variant, **FAMILY | options)
+    images = jnp.zeros((1, 8, 8, 1))
+    shaped = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = filled(shaped)
+    torch_weights.save(path, model, variables)
+    return variables
+
+
+def test_a_state_dict_of_pytorch_is_taken_as_any_other(tmp_path):
+    path = tmp_path / "public.safetensors"
+    want = state_dict(path)
+    variables, about = finetune.source(str(path))
+    jax.tree.map(np.testing.assert_array_equal, variables, want)
+    assert about["family"] == "spikformer" and len(about["sha256"]) == 64
+    assert about["path"] == str(path)
+    taken, _, notes = finetune.whole(str(path), want)
+    jax.tree.map(np.testing.assert_array_equal, taken, want)
+    assert notes == ["head: as many classes there as here: taken over"]
+
+
+def test_a_state_dict_of_another_model_is_an_error_that_names_its_family(tmp_path):
+    path = tmp_path / "public.safetensors"
+    state_dict(path, pool="0001")
+    with pytest.raises(ValueError) as error:
+        finetune.whole(str(path), shapes())
+    message = str(error.value)
+    assert "spikformer's" in message and "attention/k_linear/bias" in message
+    assert "\n" not in message
+    other = state_dict(tmp_path / "of7.safetensors", pool="0001", num_classes=7)
+    with pytest.raises(ValueError, match="4 classes there, 7 here.* as many classes"):
+        finetune.whole(str(path), other)
+
+
+def test_of_a_broken_file_the_reason_is_told(tmp_path):
+    path = tmp_path / "cut.safetensors"
+    state_dict(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cut.safetensors.*damaged"):
+        finetune.source(str(path))
+
+
 @pytest.mark.parametrize("suffix", weights.SUFFIXES)
 def test_an_exported_file_remembers_its_run(runs, tmp_path, suffix):
     path = str(runs[0] / "plain@5")
@@ -262,7 +308,7 @@ NOWHERE = {
     "no such step": ("plain@7", ["plain@7", "expected last, best or a step", "5, 9"]),
     "no step": ("plain@dev", ["plain@dev", "expected last, best or a step"]),
     "no scores": ("averaged@home@best", ["no checkpoint has a score"]),
-    "another kind": ("model.pth", ["a file of another kind", ".safetensors or .npz"]),
+    "another kind": ("model.h5", ["a file of another kind", ".npz, .safetensors"]),
     "damaged": ("broken.npz", ["broken.npz: damaged"]),
 }
 
@@ -275,7 +321,7 @@ def test_what_is_not_there_is_found_before_anything_is_written(
     (folder / "empty").mkdir()
     (folder / "bare").mkdir()
     write_json(folder / "bare" / "config.json", configs.to_json(config()))
-    (folder / "model.pth").touch()
+    (folder / "model.h5").touch()
     (folder / "broken.npz").write_bytes(b"PK\3\4")
     monkeypatch.setattr(setup.Parts, "fresh_state", None)  # nothing is compiled
     name, words = NOWHERE[what]

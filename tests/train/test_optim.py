@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from a2os2a_jax import models
 from a2os2a_jax.train import optim
@@ -248,6 +249,14 @@ def test_each_layer_below_the_head_has_its_rate_times_the_decay():
     jax.tree.map(
         lambda x, y, s: np.testing.assert_allclose(x * s, y, rtol=1e-6), a, b, scales
     )
+
+
+def test_blocks_of_stages_are_counted_through():
+    names = ["stage_1/embed/a", "stage_1/block_0/a", "stage_1/block_1/a"]
+    names += ["stage_2/embed/a", "stage_2/block_0/a", "head/a"]
+    nested = traverse_util.unflatten_dict({n: jnp.ones(1) for n in names}, sep="/")
+    scales = traverse_util.flatten_dict(optim.layer_scales(nested, 0.5), sep="/")
+    assert [scales[name] for name in names] == [0.5**n for n in (4, 3, 2, 1, 1, 0)]
 
 
 def test_patterns_are_separated_by_commas():

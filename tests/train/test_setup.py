@@ -38,9 +38,9 @@ def test_frames_and_timesteps_have_to_agree():
     assert setup.prepare(_config(data__timesteps=2)).dataset.shape == (2, 8, 8, 1)
 
 
-def test_attention_kinds_to_come_say_so():
-    with pytest.raises(ValueError, match="'dssa' .not built yet."):
-        setup.prepare(_config(model__attention__kind="dssa"))
+def test_attention_options_out_of_range_are_named():
+    with pytest.raises(ValueError, match="attention.patch: got 5, expected a divisor"):
+        setup.prepare(_config(model__attention__kind="dssa", model__attention__patch=5))
     for key in ("scale", "k_gain"):
         with pytest.raises(ValueError, match=f"attention.{key}: got 0.0"):
             setup.prepare(_config(**{f"model__attention__{key}": 0.0}))
