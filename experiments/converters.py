@@ -61,7 +61,7 @@ def calibrated(options: dict[str, Any], dtype: str):
     model = models.build(
         how.pop("name"), "1-32", num_classes=10, heads=2, dtype=dtype, **how
     )
-    shape = (8, 8, 1) if model.stem == "sps" else (5, model.in_channels)
+    shape = (8, 8, 1) if model.stem != "tokens" else (5, model.in_channels)
     x = np.random.default_rng(0).normal(size=(64, *shape)).astype(dtype)
     v = jax.jit(model.init)(jax.random.key(0), x)
     run = jax.jit(lambda v: model.apply(v, x, train=True, mutable=["batch_stats"])[1])

@@ -238,6 +238,93 @@ def again() -> str:
     return "\n".join([*lines, "", f"From {'; '.join(sources)}; device: {device}."])
 
 
+TASKS = {"recall": "recall", "fashion": "Fashion-MNIST subset"}
+ENERGY = "float32: spiking, all of it"
+CONTROL = "a control"  # as `modules.attention.KINDS` calls the source of one
+
+
+def comparison() -> str:
+    """docs/field.md: every attention under one recipe, from compare.json."""
+    value, speed = _read("compare"), _read("compare_speed")
+    rows = {(row["task"], row["kind"]): row for row in value["rows"]}
+    rates = {(row["task"], row["kind"]): row for row in speed["rows"]}
+    of_kind = {row["kind"]: row for row in value["rows"]}
+    order = sorted(of_kind, key=lambda kind: of_kind[kind]["source"] == CONTROL)
+    left_out = value["left_out"]
+    lines = [
+        "| attention | proof | recall, % | Fashion-MNIST subset, % |",
+        "| --- " * 4 + "|",
+    ]
+    for kind in order:
+        cells = [_mark(of_kind[kind])]
+        for task in TASKS:
+            row = rows.get((task, kind))
+            cells.append(_compared(row) if row else left_out[task].get(kind, "not run"))
+        lines.append(f"| `{kind}` | {' | '.join(cells)} |")
+    for task, title in TASKS.items():
+        lines += [
+            "",
+            f"| {title} | parameters | fires, % | in the attention, % | energy, nJ "
+            "| addition-only | training, images/s | inference, images/s |",
+            "| --- " * 8 + "|",
+        ]
+        lines += [
+            f"| `{kind}` | {' | '.join(_costs(rows[task, kind], rates[task, kind]))} |"
+            for kind in order
+            if (task, kind) in rows
+        ]
+    everywhere = set.intersection(*(set(of.items()) for of in left_out.values()))
+    batches = {row["task"]: row["batch"] for row in speed["rows"]}
+    lines += [
+        "",
+        "Accuracy: mean ± standard deviation over seeds (how many), after the last "
+        "step. The learning rates were chosen with A2OS2A "
+        "([ablations](ablations.md)), so other rows may be undertuned. "
+        "Of the folded model, means over seeds of the first "
+        f"{of_kind[order[0]]['folded']['count']} examples: firing rates, every neuron "
+        "alike, and energies, which are estimates, of everything in float32. "
+        + "".join(f"`{kind}` is not run: {why}. " for kind, why in everywhere)
+        + f"Images/s, in batches of {' and '.join(map(str, batches.values()))}: "
+        f"medians of `{speed['command']}`, on a machine where a product of two "
+        f"2000 x 2000 matrices runs at {speed['gflops']:.0f} GFLOP/s "
+        f"(`experiments/results/compare_speed.json`; {speed['device']}; commit: "
+        f"{speed['commit'][:7]}).",
+        "",
+        f"From `experiments/results/compare.json`; command: `{value['command']}`; "
+        f"device: {', '.join(value['devices'])}; commits: {_commits(value)}.",
+    ]
+    return "\n".join(lines)
+
+
+def _mark(row: dict) -> str:
+    if row["source"] == CONTROL:
+        return CONTROL
+    return f"*{row['mark']}*" if row["mark"] == "from the text" else row["mark"]
+
+
+def _compared(row: dict) -> str:
+    (key,) = (key for key in row if key.endswith("_accuracy"))
+    a = {name: 100 * x for name, x in row[key].items()}
+    return f"{a['mean']:.2f} ± {a['std']:.2f} ({row['n']})"
+
+
+def _costs(row: dict, rate: dict) -> list[str]:
+    """Cells: parameters, rates, energy, verdict, images/s."""
+    folded, verdict = row["folded"], "yes"
+    within = folded["attention_firing_rate"]
+    if not folded["addition_only"]:
+        place, why = folded["refused"][0]
+        verdict = f"**no**: {why} (`{place}`)"
+    return [
+        f"{row['parameters']:,}",
+        f"{100 * folded['firing_rate']:.1f}",
+        "none" if within is None else f"{100 * within:.1f}",
+        f"{folded['nj'][ENERGY]:,.0f}",
+        verdict,
+        *(f"{rate[what]['median']:,.0f}" for what in ("training", "inference")),
+    ]
+
+
 def headline() -> str:
     """The few rows of README; `all_results` has the others."""
     light, ablations = _read("first_light"), _read("ablation")

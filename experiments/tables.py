@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import field_tables  # noqa: E402
 import result_tables  # noqa: E402
 
 BEGIN, END = (
@@ -123,9 +124,12 @@ def certificate_tables(text: str) -> str:
         permitted = ", ".join(
             f"{n / 1e6:.2f} M, {place}" for place, n in row["permitted"]
         )
+        verdict = row["verdict"]
+        if row["refused"]:
+            verdict += f": {field_tables.places(row['refused'])}"
         lines.append(
             f"| {row['family']} {row['variant']} | {'x'.join(map(str, row['shape']))} "
-            f"| {_attention(row)} | {row['verdict']} | {permitted or 'none'} "
+            f"| {_attention(row)} | {verdict} | {permitted or 'none'} "
             f"| {row['counts']['addition'] / 1e9:.2f} G "
             f"| {row['counts']['comparison'] / 1e6:.1f} M "
             f"| refused at {row['as_trained']['equations']} equations "
@@ -149,10 +153,13 @@ def certificate_tables(text: str) -> str:
         done.add(name)
         cells = []
         for head in ("spikes", "counts", "bits"):
-            found = row["heads"][head]
-            cell = f"{found['additions'] / 1e6:.1f} M additions"
+            found = row["heads"].get(head)
+            if found is None:  # the head reads membranes, which are no spikes
+                cells.append("")
+                continue
+            cell = f"{_mega(found['additions'])} additions"
             if found["products"]:
-                cell += f", {found['products'] / 1e6:.2f} M **products**"
+                cell += f", {_mega(found['products'])} **products**"
             cells.append(cell)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
@@ -188,13 +195,27 @@ def certificate_tables(text: str) -> str:
 def _attention(row: dict) -> str:
     options = row["options"].get("attention")
     if options is None:
-        return {"columnar": "a2os2a", "spike_driven": "sdsa"}[row["family"]]
+        return field_tables.FAMILIES[row["family"]].attention
     if isinstance(options, str):
         return options
     return ", ".join(
         str(v) if k == "kind" else f"{k} {v:g}" if isinstance(v, float) else str(v)
         for k, v in options.items()
     )
+
+
+def field_page(text: str) -> str:
+    """docs/field.md with its tables, from the package, certificates.json and papers."""
+    for name, made in field_tables.all_tables(RESULTS).items():
+        begin = f"<!-- {name}: made by experiments/tables.py -->"
+        text = _between(text, begin, made)
+    return text
+
+
+def torch_page(text: str) -> str:
+    """docs/torch.md with its table of families."""
+    begin = "<!-- torch: made by experiments/tables.py -->"
+    return _between(text, begin, field_tables.torch_table())
 
 
 def energy_tables(text: str) -> str:
@@ -247,6 +268,10 @@ def _millions(x: float) -> str:
     return f"{x / 1e6:,.3f}"
 
 
+def _mega(x: float) -> str:
+    return f"{x / 1e6:.1f} M" if x >= 1e6 else f"{_two(x / 1e6)} M"
+
+
 def _even(found: dict) -> str:
     if found["rate"] is None:
         return "none, it costs more in silence"
@@ -271,7 +296,7 @@ def _between(
 ) -> str:
     """`text` with what stands between two of its lines replaced."""
     before, rest = text.split(begin)
-    return "\n\n".join([before + begin, made, end + rest.split(end)[1]])
+    return "\n\n".join([before + begin, made, end + rest.split(end, 1)[1]])
 
 
 PAGES = {
@@ -280,7 +305,9 @@ PAGES = {
     "docs/converters.md": converter_table,
     "docs/data.md": data_table,
     "docs/energy.md": energy_tables,
+    "docs/field.md": field_page,
     "docs/results.md": results_page,
+    "docs/torch.md": torch_page,
     "docs/zoo.md": zoo_page,
     "experiments/README.md": cost_table,
 }
