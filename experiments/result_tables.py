@@ -280,7 +280,7 @@ def comparison() -> str:
         "Accuracy: mean ± standard deviation over seeds (how many), after the last "
         "step. The learning rates were chosen with A2OS2A "
         "([ablations](ablations.md)), so other rows may be undertuned. "
-        "Of the folded model, means over seeds of the first "
+        "Of the folded model of seed 0, on the first "
         f"{of_kind[order[0]]['folded']['count']} examples: firing rates, every neuron "
         "alike, and energies, which are estimates, of everything in float32. "
         + "".join(f"`{kind}` is not run: {why}. " for kind, why in everywhere)

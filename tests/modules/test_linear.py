@@ -115,14 +115,30 @@ SHAPES = {  # of a kernel: its inputs, as PyTorch counts them
 }
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    """{rule: {name: kernel}}, compiled at once."""
+    keys = jax.random.split(jax.random.key(0, impl="unsafe_rbg"), 2)
+
+    @jax.jit
+    def draw(keys):
+        return {
+            rule: {
+                name: init(key, shape, jnp.float32)
+                for name, (shape, _) in SHAPES.items()
+            }
+            for key, (rule, init) in zip(keys, INITS.items(), strict=True)
+        }
+
+    return jax.device_get(draw(keys))
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_initial_kernels_are_those_of_torch_or_normal(name):
-    shape, inputs = SHAPES[name]
-    key, bound = jax.random.key(0), inputs**-0.5
-    uniform = np.asarray(INITS["torch"](key, shape, jnp.float32))
+def test_initial_kernels_are_those_of_torch_or_normal(drawn, name):
+    bound = SHAPES[name][1] ** -0.5
+    uniform, normal = drawn["torch"][name], drawn["normal"][name]
     assert 0.99 * bound < np.abs(uniform).max() <= bound
     assert abs(uniform.std() / bound - 3**-0.5) < 0.02
-    normal = np.asarray(INITS["normal"](key, shape, jnp.float32))
     assert abs(normal.std() / 0.02 - 1) < 0.03 and abs(normal.mean()) < 1e-3
     assert 3.5 * 0.02 < np.abs(normal).max() < 6 * 0.02  # not cut at two
 
