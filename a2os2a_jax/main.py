@@ -11,7 +11,7 @@
 --workdir     where the run lives; the same command again goes on where it stopped
 --mode        what to do with it, see below; train if it is left out
 --config.…    overrides one key, as in --config.optim.lr=1e-3; the keys with their
-              meaning are in a2os2a_jax/config.py
+              meaning are in a2os2a_jax/config.py; None takes a choice back
 --list        models, attentions, data sets, optimizers, configs: all that can be named
 --traceback   on an error, show where it came from
 
@@ -173,7 +173,7 @@ def parse(argv: Sequence[str]) -> Line:
     flags.DEFINE_bool("traceback", False, "", flag_values=values)
     for name, (_, define, default) in OPTIONS.items():
         define(name, default, "", flag_values=values)
-    argv = list(argv)  # else the overrides are looked for in sys.argv
+    argv, unset = _unset(argv)  # a list, else overrides are looked for in sys.argv
     own = _own_config(argv)
     how = dict(flag_values=values, sys_argv=argv)
     try:
@@ -205,6 +205,7 @@ def parse(argv: Sequence[str]) -> Line:
         got = config_flags.get_config_filename(values["config"])
         raise ValueError(f"--config: got {got}, expected a file as configs/digits.py")
     _known(values.mode)
+    _take_back(config, unset)
     options = {}
     for name, (mode, *_) in OPTIONS.items():
         if mode == values.mode:
@@ -222,6 +223,28 @@ def parse(argv: Sequence[str]) -> Line:
             f"directory: --config.init_from={values.workdir} starts from these weights"
         )
     return Line(config, values.workdir, values.mode, values.traceback, options)
+
+
+def _unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the other words, keys of --config.key=None): back to nobody's choice."""
+    found = [re.fullmatch(r"--?config\.([\w.]+)=None", word) for word in argv]
+    words = [word for word, match in zip(argv, found, strict=True) if not match]
+    return words, [match[1] for match in found if match]
+
+
+def _take_back(config: Any, keys: Sequence[str]) -> None:
+    """ValueError for a key that is unknown, or that has to have a value."""
+    if not keys:
+        return
+    from a2os2a_jax import config as configs
+
+    may = configs.flatten(configs.default())
+    for key in keys:
+        if key not in may:
+            raise ValueError(f"--config: expected a key of config.default(), got {key}")
+        if may[key] is not None:
+            raise ValueError(f"{key}: got None, expected a value as {may[key]!r}")
+        config.update_from_flattened_dict({key: None})
 
 
 def _own_config(argv: Sequence[str]):

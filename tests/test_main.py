@@ -58,6 +58,8 @@ WRONG = {
         ["image_size: got 9", "expected a multiple of 2"],
     ),
     "heads": (["--config.model.heads=5"], ["model.heads: got 5", "divisor of dim 32"]),
+    "None for a value": (["--config.model.mlp_ratio=None"], ["got None", "as 4"]),
+    "None for no key": (["--config.model.size=None"], ["got model.size"]),
     "no timesteps": (["--config.model.timesteps=0"], ["got 0", "integer >= 1"]),
     "variant": (["--config.model.variant=tiny"], ["got 'tiny'", "expected depth-dim"]),
     "model": (["--config.model.name=vit"], ["got 'vit'", "'qkformer'"]),
@@ -93,6 +95,13 @@ WRONG = {
     "unknown mode": (["--mode=fly"], ["'fly' is unknown", "expected train, eval, "]),
     "nothing to evaluate": (["--mode=eval"], ["got no config.json", "expected a run"]),
 }
+
+
+def test_none_takes_back_what_a_config_chose():
+    line = [*"main --config=configs/cifar10.py --mode=plan".split()]
+    assert main.parse(line).config.model.heads == 8
+    found = main.parse([*line, "--config.model.heads=None", "--config.model.pool=None"])
+    assert (found.config.model.heads, found.config.model.pool) == (None, None)
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -16,6 +16,10 @@ from a2os2a_jax.train import workdir as workdirs
 CLASSES = 100  # with more, the confusion matrix is neither written nor drawn
 _STEPS = 12  # accuracies of the any-time line, at most
 _WORST = 3
+NEXT_OF_FILE = (
+    "next: --config.eval.timesteps=N scores it at another T; --mode=train with the\n"
+    "      same --config.init_from, and another --workdir, trains it on"
+)
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -58,7 +62,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     print(table(record, names))
     if jax.process_index() == 0:
         _write(record, names, tag(config, found), folder)
-        print(_next(config))
+        print(_next(config) if found.about is None else NEXT_OF_FILE)
     return record
 
 

@@ -194,7 +194,10 @@ def statten(
 
     Q, K, V in {0, 1}. Chunks of `chunk` steps lie end to end and do not see each other;
     within one, a step sees later ones, so that a stream has to wait for its chunk.
-    *From the text.* Left to the caller: the factor 1/H and the neuron.
+    *From the text.* Left to the caller: the factor 1/H and the neuron. In a model H is
+    taken for the side of the map, and the factor for 1/sqrt(N) with the N tokens of one
+    step, which is the same and is defined without a map as well; assumed is the
+    threshold 0.5 of `ssa`.
 
     Args:
       q: [..., T, N, heads, d], time on axis -4. k, v: [..., T, M, heads, d].
@@ -237,7 +240,8 @@ def xnor(
 
     Q, K, V in {0, 1}: both sums are of spikes, and their silence, and integers; alpha
     is the only factor, and is multiplied with once, on the sum. A power of two is a
-    shift. *From the text* of the abstract. Assumed: no scale; alpha is one number for
+    shift. *From the text* of the abstract. Assumed: no scale here, and in a model the
+    0.125 and the threshold 0.5 of `ssa` with alpha 0.5; alpha is one number for
     all heads, given by the caller, who may train it.
 
     Args:
@@ -389,7 +393,8 @@ def sasa(q: jax.Array, k: jax.Array, fire: Fire) -> jax.Array:
     Q, K in {0, 1}; `sdsa` with Q for V. *From the text* of the abstract, which says
     that the weights come from the spikes of query and key alone, and that they are
     aggregated. Assumed: aggregation is the sum over tokens, per channel; the weights
-    are fired and mask Q. The depth-wise convolution beside it is the caller's.
+    are fired and mask Q, in a model with the threshold 0.5 of `sdsa`. The depth-wise
+    convolution beside it is the caller's.
 
     Args:
       q, k: [..., N, heads, d].
@@ -432,7 +437,7 @@ def qk_channel(q: jax.Array, k: jax.Array, fire: Fire) -> jax.Array:
         out = a ⊙ K
 
     Q, K in {0, 1}: a count and a mask, linear in N. *From the text*: public models have
-    the token attention alone.
+    the token attention alone, whose threshold, 0.5, is assumed in a model.
 
     Args:
       q, k: [..., N, heads, d].
@@ -583,7 +588,7 @@ def bsa(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     Q, K in {-1, 0, 1}, V in {0, 1}: scores are integers, and weights powers of two that
     pick and add spikes. As a product it is `shift_attention`. Assumed: the rule of
-    `shiftmax`, and that nothing scales the scores.
+    `shiftmax`, that nothing scales the scores, and in a model the threshold 0.5.
 
     Args:
       q, k, v: [..., N, heads, d].

@@ -90,6 +90,7 @@ def _columnar(blocks: int) -> Iterator[Row]:
 def _spike_driven(blocks: int) -> Iterator[Row]:
     yield from _sps()
     yield Row("patch_embed.proj_lif3", "stem/rpe_neuron", "neuron")
+    yield Row("patch_embed.rpe_lif", "", "silent")
     for i in range(blocks):
         theirs, ours = f"block.{i}", f"block_{i}"
         yield Row(f"{theirs}.attn.shortcut_lif", _before(i), "neuron")

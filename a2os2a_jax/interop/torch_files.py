@@ -7,6 +7,7 @@ refused. Numbers come as float32, or as float64 where they are.
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import re
@@ -109,6 +110,27 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
+def metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """What a .safetensors file of `write` holds beside its tensors; {} of any other.
+
+    Values are read as JSON where they are that, else they are texts.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with _damage(path, ".safetensors"), safe_open(path, "np") as file:
+        texts = file.metadata() or {}
+    found: dict[str, Any] = {}
+    for key, text in texts.items():
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
+
+
 def _torch(path: Path) -> Any:
     try:
         import torch
@@ -118,6 +140,11 @@ def _torch(path: Path) -> Any:
             "or convert where it is: numpy.savez('model.npz', **{name: x.numpy() for "
             "name, x in state_dict.items()})"
         ) from error
+    if not hasattr(torch.serialization, "safe_globals"):
+        raise ImportError(
+            f"torch_weights {path}: got torch {torch.__version__}, expected 2.5 or "
+            "newer, which reads no more than it is told to"
+        )
     from pickle import UnpicklingError
 
     try:

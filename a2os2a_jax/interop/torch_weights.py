@@ -7,6 +7,7 @@
 is used, or known to be one that the public forward never reads, or the load fails.
 """
 
+import inspect
 import json
 import logging
 import os
@@ -38,11 +39,16 @@ from a2os2a_jax.models.columnar import Columnar
 from a2os2a_jax.models.qkformer import QKFormer
 from a2os2a_jax.models.registry import LARGE
 from a2os2a_jax.models.spikingresformer import SpikingResformer
+from a2os2a_jax.modules import attention as attentions
 from a2os2a_jax.modules.linear import linear
 
 LOG = logging.getLogger("a2os2a_jax")
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
 MANY = 1000  # classes of ImageNet
+UNTOLD = ("heads", "timesteps", "image_size", "pool", "neuron", "attention")
+_EVENT_MODEL = dict(  # Spikformer's for CIFAR10-DVS, the only one with `pos_embed`
+    heads=16, image_size=128, attention=dict(kind="ssa", scale=0.25)
+)
 NAMED = 4  # so many tensors are named in an error, the others counted
 # Attentions that the public code of a family has; `save` names no others by it.
 KINDS = {
@@ -92,6 +98,11 @@ def _convert(
         row, where = _place(key, family, blocks)
         if not where:
             continue
+        if row.kind in NDIM and key.endswith(".weight") and np.ndim(value) < 2:
+            raise ValueError(
+                f"torch_weights: {key} has shape {np.shape(value)}, expected "
+                f"{NDIM[row.kind]} axes"
+            )
         if where in flat:
             raise ValueError(
                 f"torch_weights: got {keys[where]} and {key}, expected one of them for "
@@ -189,15 +200,38 @@ def load(
         raise ValueError(
             f"torch_weights: family {family!r}, expected {tuple(FAMILIES)}"
         )
+    known = set(inspect.signature(build).parameters)
+    if unknown := sorted(set(build_options) - known):
+        raise ValueError(
+            f"torch_weights: got the options {', '.join(unknown)}, expected some of "
+            f"models.build: {', '.join(sorted(known - {'name'}))}"
+        )
+    if num_classes is not None and not (
+        isinstance(num_classes, int) and num_classes >= 1
+    ):
+        raise ValueError(
+            f"torch_weights: got num_classes {num_classes!r}, expected an integer >= 1"
+        )
+    dtype = jnp.dtype(dtype or jnp.float32)
+    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+        raise ValueError(
+            "torch_weights: got dtype float64, expected jax_enable_x64 to be set for it"
+        )
     state_dict = torch_files.read(path, ema)
     family = family or recognise(state_dict)
-    dtype = jnp.dtype(dtype or jnp.float32)
+    about = torch_files.metadata(path)
+    about = about if about.get("family") == family else {}  # then `save` wrote it
     wide = jnp.promote_types(dtype, jnp.float32)
     flat, keys = _convert(state_dict, family, wide)
-    options = _options(family, state_dict, flat, build_options, surrogate)
+    options = _options(family, state_dict, flat, build_options, surrogate, about)
     held = options["num_classes"]
     variant = options.pop("variant")
-    model = build(family, variant, dtype=dtype, **options)
+    try:
+        model = build(family, variant, dtype=dtype, **options)
+    except ValueError as error:
+        untold = "heads" not in options and "model.heads" in str(error)
+        hint = "; no tensor tells the heads: give heads=" if untold else ""
+        raise ValueError(f"torch_weights {path}: {error}{hint}") from error
     _check(model, family, flat, keys)
     variables = traverse_util.unflatten_dict(flat)
     if num_classes not in (None, held):
@@ -220,8 +254,10 @@ def save(
 
     Names and axes are those of its code for small images, or for large ones where the
     stem is that of ImageNet. Counters (num_batches_tracked) are 0; what its forward
-    never reads is there too, as ones (LayerNorm weights) and zeros. Heads, steps and
-    sizes, which no tensor tells, are in the metadata for the reader's eye.
+    never reads is there too, as ones (LayerNorm weights) and zeros. What no tensor
+    tells is in the metadata, where `load` finds it: heads, steps, sizes, and options of
+    neurons and attention that are not the family's; that their code has to be told of
+    the last, a warning of the logger "a2os2a_jax" says.
 
     Args:
       path: of a file that is not there yet.
@@ -252,9 +288,18 @@ def save(
             f"torch_weights: got {_some(left)}, for which the code of {family} has no "
             "name"
         )
-    untold = ("heads", "timesteps", "image_size", "pool")
     about = {"format": "pt", "family": family, "stem": stem}
-    about |= {k: json.dumps(getattr(model, k)) for k in untold if hasattr(model, k)}
+    sizes = UNTOLD[:4]
+    about |= {k: json.dumps(getattr(model, k)) for k in sizes if hasattr(model, k)}
+    asked = _asked(model, families.FAMILIES[family])
+    if asked:
+        LOG.warning(
+            "torch_weights %s: %s; the code of %s has to be told so",
+            path,
+            "; ".join(f"{key} {value}" for key, value in asked.items()),
+            family,
+        )
+    about |= {key: json.dumps(value) for key, value in asked.items()}
     torch_files.write(path, out, about)
 
 
@@ -311,6 +356,7 @@ def _family_of(model: nn.Module) -> tuple[str, str]:
             f"torch_weights: got {type(model).__name__}, expected a model as "
             "models.build makes it"
         )
+    _check_structure(model, family, stem)
     kind = model.attention["kind"]
     if kind not in KINDS.get(family, (kind,)):
         raise ValueError(
@@ -318,6 +364,42 @@ def _family_of(model: nn.Module) -> tuple[str, str]:
             f"{' or '.join(map(repr, KINDS[family]))}, as the code of {family} has"
         )
     return family, stem
+
+
+def _check_structure(model: nn.Module, family: str, stem: str) -> None:
+    """ValueError for a forward pass that the family's public code does not have."""
+    own = families.FAMILIES[family]
+    if family == "columnar":
+        return  # our own reference has all of them
+    want: dict[str, Any] = dict(readout=own.readout, residual=own.residual)
+    want |= dict(shortcut="full")
+    if family in ("spikformer", "spikingformer"):
+        want["pool"] = "1111" if stem == "imagenet" else "0011"
+    have = {key: getattr(model, key, value) for key, value in want.items()}
+    if family == "spikformer":
+        want["bias"] = stem in own.bias
+        have["bias"] = bool(model.attention.get("bias"))
+    for key, value in want.items():
+        if have[key] != value:
+            raise ValueError(
+                f"torch_weights: got {key} {have[key]!r}, expected {value!r}, as the "
+                f"code of {family} has it with the stem {stem!r}"
+            )
+
+
+def _asked(model: nn.Module, own: families.Family) -> dict[str, Any]:
+    """Options of neurons and attention that are not the family's."""
+    asked: dict[str, Any] = {}
+    if neuron := {k: v for k, v in model.neuron.items() if v != own.neuron[k]}:
+        asked["neuron"] = neuron
+    if hasattr(model, "attention"):
+        kind = model.attention["kind"]
+        usual = attentions.resolve(kind)
+        other = {k: v for k, v in model.attention.items() if v != usual[k]}
+        other.pop("bias", None)  # tensors tell it
+        if other or kind != own.attention:
+            asked["attention"] = {"kind": kind} | other
+    return asked
 
 
 # --- what the tensors tell ------------------------------------------------------------
@@ -354,9 +436,20 @@ def recognise(state_dict: Mapping[str, np.ndarray]) -> str:
     return best[0]
 
 
-def _options(family, state_dict, flat, given, surrogate) -> dict[str, Any]:
-    """Arguments for `build`: what the tensors tell, and over it what was asked for."""
+def _options(family, state_dict, flat, given, surrogate, about) -> dict[str, Any]:
+    """Arguments for `build`: what the tensors tell, and over it what was asked for.
+
+    about: what `save` wrote beside them, {} of other files.
+    """
     given = {name: value for name, value in given.items() if value is not None}
+    untold = {name: about[name] for name in UNTOLD if about.get(name)}
+    if isinstance(untold.get("heads"), list):
+        untold["heads"] = tuple(untold["heads"])
+    if family == "spikformer" and "pos_embed" in state_dict:
+        untold = _EVENT_MODEL | untold
+    if {"stem", "image_size"} & given.keys():  # then the sizes are asked for anew
+        untold = {k: v for k, v in untold.items() if k not in ("pool", "image_size")}
+    given = untold | given
     shapes = {"/".join(where): array.shape for where, array in flat.items()}
     if family == "spikingresformer":
         options = _staged_sizes(family, shapes)

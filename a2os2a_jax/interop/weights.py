@@ -117,10 +117,11 @@ def written_here(path: str | os.PathLike) -> bool:
     A file that cannot be read counts as ours: `load` then says what is wrong with it.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         return False
     try:
-        if path.suffix == ".npz":
+        if suffix == ".npz":
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 names = list(file.files)
         else:

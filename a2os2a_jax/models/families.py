@@ -26,6 +26,7 @@ class Family(NamedTuple):
 
     sizes: variant -> Size. variants: what else builds, in words.
     neuron: the rule of its public code (of the paper, for columnar).
+    stem, inits: of qkformer and spikingresformer a description of their modules.
     inits: by stem, keys of `linear.INITS` for its convolutions, the maps of the blocks,
     and the head. bias: by stem, whether the maps to q, k, v have biases.
     """

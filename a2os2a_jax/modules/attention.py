@@ -153,7 +153,7 @@ KINDS: dict[str, Kind] = {
     "statten": Kind(
         _QKV | dict(normalise="sqrt", v_th=0.5, chunk=2),
         _statten,
-        "Lee et al. 2025 (STAtten), arXiv:2409.19764",
+        "Lee et al. 2024 (STAtten), arXiv:2409.19764",
     ),
     "xnor": Kind(
         _SSA | dict(alpha=0.5),
@@ -190,6 +190,7 @@ KINDS: dict[str, Kind] = {
 }
 SPIKING = ("binary", "ternary", "integer")
 ALPHABETS = {"q": SPIKING, "k": ("relu", *SPIKING), "v": SPIKING}
+_OF_SPIKES = ("sdsa", "qk_token", "qk_channel", "xnor", "sasa")  # q and k in {0, 1}
 NORMALISE = (*attention.SCALES, "shiftmax")
 SHIFTMAX_V_TH = 0.5  # the product stays within [-1, 1]: 1 would hardly ever be reached
 
@@ -227,6 +228,11 @@ def resolve(options: str | Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"attention.{key}: got {full[key]!r}, expected one of {names}"
             )
+    if kind in _OF_SPIKES and (full["q"], full["k"]) != ("binary", "binary"):
+        raise ValueError(
+            f"attention: got q {full['q']!r} and k {full['k']!r}, expected 'binary' "
+            f"for both with kind {kind!r}, whose equation is of {{0, 1}}"
+        )
     if "order" in full and full["order"] not in attention.ORDERS:
         raise ValueError(
             f"attention.order: got {full['order']!r}, expected {attention.ORDERS}"

@@ -53,7 +53,7 @@ def source(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     place, which = _locate(path)
     if place.is_dir():
         variables, about = of_run(place, which)
-    elif place.is_file() and place.name.endswith(torch_files.SUFFIXES):
+    elif place.is_file() and place.name.lower().endswith(torch_files.SUFFIXES):
         variables, kept = _of_file(place)
         digest = hashlib.sha256(place.read_bytes()).hexdigest()
         about = kept | {"sha256": digest}
@@ -229,6 +229,11 @@ def begin(
     )
     notes.insert(0, f"starting from {path}" + f" ({which})" * bool(which))
     theirs = theirs if isinstance(theirs, dict) else {}
+    if about.get("family", config.model.name) != config.model.name:
+        notes.append(
+            f"family: named as {about['family']}'s there, {config.model.name} here: "
+            "the same shapes, another function"
+        )
     if theirs and (changed := _settings(theirs, configs.to_json(config))):
         notes.append(f"other than there: {'; '.join(changed)}")
     return state, about, notes
@@ -248,17 +253,24 @@ def _locate(path: str) -> tuple[Path, str]:
     return (Path(folder), which) if Path(folder).is_dir() else (Path(name), "last")
 
 
-def whole(path: str, fresh: Mapping[str, Any]):
+def whole(path: str, fresh: Mapping[str, Any], family: str):
     """(variables, about, notes): all of the model at `path`, its head too, on the host.
 
+    Args:
+      family: that it has to be of, where the file tells it.
     Raises:
-      ValueError, OSError: see `source` and `transfer`; or a head of other classes.
+      ValueError, OSError: see `source` and `transfer`; or a head of other classes, or
+        tensors named as another family's.
     """
     variables, about, notes = _fitting(path, fresh)
-    if anew := [note for note in notes if note.endswith("initialised anew")]:
+    if about.get("family", family) != family:
         raise ValueError(
-            f"init_from {path}: {anew[0]}; expected as many classes as here"
+            f"init_from {path}: got tensors named as {about['family']}'s, expected "
+            f"those of model.name={family}"
         )
+    if anew := [note for note in notes if note.endswith("initialised anew")]:
+        head = anew[0].removesuffix(": initialised anew")
+        raise ValueError(f"init_from {path}: {head}, expected as many")
     about.pop("config", None)
     return variables, about, notes
 

@@ -93,7 +93,7 @@ def _untrained(config: ConfigDict) -> Trained:
             )
     of_training = prepare(config)
     fresh = of_training.abstract_state().variables
-    variables, about, notes = finetune.whole(config.init_from, fresh)
+    variables, about, notes = finetune.whole(config.init_from, fresh, config.model.name)
     print("\n".join([f"weights of {config.init_from}", *notes]))
     parts, changed = _changed(config, of_training)
     placed = parallel.put_whole(variables, parts.mesh)

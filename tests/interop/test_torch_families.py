@@ -341,6 +341,9 @@ def test_what_the_event_model_of_spikformer_has_beside(saved, tmp_path):
     told = MODELS["spikformer_imagenet"][3] | dict(attention=dict(scale=0.25))
     got, tree = torch_weights.load(path, **told)
     assert got.attention == dict(model.attention, scale=0.25)
+    usual = torch_weights.load(path, heads=2)[0]
+    assert (usual.image_size, usual.attention["scale"]) == (128, 0.25)
+    assert torch_weights.load(path)[0].heads == 16
     jax.tree.map(np.testing.assert_array_equal, tree, variables)
 
 
@@ -369,8 +372,8 @@ def test_learnt_time_constants_are_read(saved, tmp_path):
     def learnt(state):
         rows = torch_families.FAMILIES["spike_driven"].rows(1)
         names = [row.theirs for row in rows if row.kind in ("neuron", "silent")]
-        read = [n for n in names if n != "block.0.attn.attn_lif"]
-        assert len(read) == 12
+        unread = {"block.0.attn.attn_lif", "patch_embed.rpe_lif"}
+        assert unread < set(names) and len(names) == 14
         return state | {f"{n}.w": np.float32(i) for i, n in enumerate(names)}
 
     path = renamed(path, tmp_path, learnt)
@@ -413,6 +416,20 @@ def put(**more):
 
 
 REFUSED = {  # model, change of the state dict, options, words of the message
+    "no classes": ("columnar", None, dict(num_classes=0), ["num_classes 0", ">= 1"]),
+    "classes in words": ("columnar", None, dict(num_classes="7"), ["num_classes '7'"]),
+    "one axis": (
+        "columnar",
+        put(head__weight=np.ones(5)),
+        {},
+        ["head.weight has shape (5,)", "2 axes"],
+    ),
+    "one axis of a convolution": (
+        "spikingresformer_cifar",
+        put(layers__0__1__up__1__weight=np.ones(5)),
+        {},
+        ["layers.0.1.up.1.weight has shape (5,)", "4 axes"],
+    ),
     "another family": (
         "qkformer_cifar",
         None,
@@ -506,6 +523,21 @@ REFUSED = {  # model, change of the state dict, options, words of the message
 }
 
 
+def test_heads_that_do_not_divide_are_said_to_be_in_no_tensor(saved, tmp_path):
+    model = models.build(
+        "spikformer", "1-24", num_classes=5, image_size=32, heads=3, timesteps=2
+    )
+    path = tmp_path / "narrow.safetensors"
+    torch_weights.save(path, model, filled(model))
+    assert torch_weights.load(path, heads=3)[0].heads == 3
+    narrow = models.build("qkformer", "3-48", num_classes=5, image_size=32, heads=3)
+    path = tmp_path / "stages.safetensors"
+    torch_weights.save(path, narrow, filled(narrow))
+    path = renamed(path, tmp_path, lambda state: state)  # without our metadata
+    with pytest.raises(ValueError, match="got 8, .* dim 12; .* give heads="):
+        torch_weights.load(path)
+
+
 @pytest.mark.parametrize("wrong", REFUSED)
 def test_what_does_not_fit_is_named(saved, tmp_path, wrong):
     name, change, options, words = REFUSED[wrong]
@@ -540,7 +572,33 @@ def test_what_no_public_code_has_is_not_written(saved, tmp_path):
     )
     with pytest.raises(ValueError, match="got the stem 'tokens'"):
         torch_weights.save(path, tokens, variables)
+    for changes, words in {
+        "readout query": "got readout 'query', expected 'mean'",
+        "shortcut attention": "got shortcut 'attention', expected 'full'",
+        "pool 0111": "got pool '0111', expected '0011'",
+    }.items():
+        key, value = changes.split()
+        with pytest.raises(ValueError, match=words):
+            torch_weights.save(path, model.clone(**{key: value}), variables)
+    bare = dict(model.attention, bias=None)
+    with pytest.raises(ValueError, match="superfluous|got bias False, expected True"):
+        torch_weights.save(path, model.clone(attention=bare), variables)
     assert not path.exists()
+
+
+def test_what_save_has_in_the_metadata_load_takes_from_there(tmp_path, caplog):
+    how = dict(num_classes=5, image_size=16, heads=(2, 4, 1), timesteps=3)
+    how |= dict(neuron=dict(tau=1.5), attention=dict(kind="ssa", scale=0.5))
+    model = models.build("qkformer", "3-32", **how)
+    path, variables = tmp_path / "own.safetensors", filled(model)
+    with caplog.at_level(logging.WARNING, "a2os2a_jax"):
+        torch_weights.save(path, model, variables)
+    assert "'tau': 1.5" in caplog.text and "'scale': 0.5" in caplog.text
+    again, tree = torch_weights.load(path)
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, tree, variables)
+    told, _ = torch_weights.load(path, heads=1, neuron=dict(tau=2.0), timesteps=2)
+    assert (told.heads, told.neuron["tau"], told.timesteps) == ((1, 1, 1), 2.0, 2)
 
 
 def test_the_metadata_tells_what_no_tensor_does(saved):

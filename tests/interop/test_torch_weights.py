@@ -13,9 +13,9 @@ from flax import traverse_util
 from a2os2a_jax import models
 from a2os2a_jax.analysis import audit
 from a2os2a_jax.interop import torch_weights
+from tests.compiling import quick_options
 
 OPTIONS = dict(image_size=32, heads=3, neuron=dict(decay_input=True))
-QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile
 MODES = ("train", "eval")
 
 
@@ -138,7 +138,7 @@ def ours(family, data, tmp_path_factory):
             return -scores.mean(), (logits, kept)
 
         grad = jax.value_and_grad(run, (0, 1), has_aux=True)
-        compiled = jax.jit(grad, static_argnums=2, compiler_options=QUICK)
+        compiled = jax.jit(grad, static_argnums=2, compiler_options=quick_options())
         results = {m: compiled(variables["params"], x, m == "train") for m in MODES}
         return jax.device_get(results), variables, model
 
@@ -216,7 +216,7 @@ def test_folded_it_gives_the_reference_by_additions(family, data, ours, x64):
     _, variables, model = ours
     model, params = models.fold(model, variables)
     x = jnp.asarray(data["in/x"], jnp.float64).transpose(0, 2, 3, 1)
-    run = jax.jit(model.apply, compiler_options=QUICK)
+    run = jax.jit(model.apply, compiler_options=quick_options())
     np.testing.assert_allclose(run(params, x), data["eval/out"], rtol=0, atol=1e-10)
     report = audit.certify(model.apply, params, x, allow=("input",))
     assert report.addition_only == REFERENCES[family].additions, str(report)
@@ -364,6 +364,12 @@ REFUSED = {  # change of the state dict, other options, words of the message
     "heads": ({}, dict(heads=5), ["heads", "got 5", "48"]),
     "image size": ({}, dict(image_size=30), ["image_size", "30"]),
     "surrogate": ({}, dict(surrogate="erf"), ["surrogate", "'erf'"]),
+    "unknown option": ({}, dict(head=3), ["got the options head", "heads"]),
+    "float64 without it": (
+        {},
+        dict(dtype="float64"),
+        ["dtype float64", "jax_enable_x64"],
+    ),
 }
 
 

@@ -10,20 +10,7 @@ import pytest
 from flax import traverse_util
 
 from a2os2a_jax import models
-
-# Most of the time goes into compiling: this makes that half as long, and half again.
-QUICK = {"xla_backend_optimization_level": 0}
-QUICKER = QUICK | {"xla_cpu_use_fusion_emitters": False}
-
-
-@functools.cache
-def quick_options():
-    """QUICKER, or QUICK where the compiler has no such option any more."""
-    try:
-        jax.jit(jnp.negative, compiler_options=QUICKER).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return QUICK
-    return QUICKER
+from tests.compiling import quick_options
 
 
 def made_variables(model, images, jitter):

@@ -299,6 +299,8 @@ def test_resolve_completes_a_kind():
 
 
 REFUSED = {
+    "k of xnor": dict(kind="xnor", k="relu"),
+    "q of qk_token": dict(kind="qk_token", q="ternary"),
     "scale and normalise": dict(scale=0.5, normalise="sqrt"),
     "normalise": dict(normalise="softmax"),
     "order of shiftmax": dict(normalise="shiftmax", order="q_kv"),

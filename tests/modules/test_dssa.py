@@ -7,9 +7,9 @@ import pytest
 
 from a2os2a_jax.modules import neuron
 from a2os2a_jax.modules.dssa import DSSA, KEEP, fold_scales, scale
+from tests.compiling import quick_options
 
 RESFORMER = neuron.resolve(dict(decay_input=True))
-QUICK = {"xla_backend_optimization_level": 0}
 KEPT = ["spikes", "batch_stats"]
 RATES = dict(x_rate="firing_rate_x", a_rate="firing_rate_attn")
 SPIKING = dict(attention_neuron="activation_attn", out_neuron="activation_out")
@@ -80,7 +80,7 @@ def reference(parity):
             return (out * cotangent).sum(), (out, kept)
 
         grad = jax.value_and_grad(run, (0, 1), has_aux=True)
-        compiled = jax.jit(grad, static_argnums=3, compiler_options=QUICK)
+        compiled = jax.jit(grad, static_argnums=3, compiler_options=quick_options())
         stats = variables["batch_stats"]
         zero = stats | {name: jnp.zeros(4) for name in RATES}
         run = functools.partial(compiled, variables["params"], x)
@@ -226,7 +226,7 @@ def test_a_rate_keeps_most_of_what_it_was(case):
 
 def test_initialising_moves_no_rate(case):
     layer, _, s = case
-    init = jax.jit(layer.init, static_argnums=2, compiler_options=QUICK)
+    init = jax.jit(layer.init, static_argnums=2, compiler_options=quick_options())
     made = init(jax.random.key(0), s, True)
     for name in RATES:
         assert made["batch_stats"][name].shape == (2,)

@@ -5,9 +5,9 @@ import pytest
 
 from a2os2a_jax.modules import neuron
 from a2os2a_jax.modules.gwffn import GWFFN
+from tests.compiling import quick_options
 
 RESFORMER = neuron.resolve(dict(decay_input=True))
-QUICK = {"xla_backend_optimization_level": 0}
 KEPT = ["spikes", "batch_stats"]
 LAYERS = {"up": "up", "group": "conv.0", "down": "down"}  # ours, theirs
 SPIKING = {"group_neuron": "conv.0.0", "down_neuron": "down.0"}
@@ -72,7 +72,7 @@ def reference(parity):
             return ((x + out) * cotangent).sum(), (x + out, s, kept)
 
         grad = jax.value_and_grad(run, (0, 1), has_aux=True)
-        compiled = jax.jit(grad, static_argnums=2, compiler_options=QUICK)
+        compiled = jax.jit(grad, static_argnums=2, compiler_options=quick_options())
         both = {m: compiled(variables["params"], x, m == "train") for m in MODES}
         return data, variables, jax.device_get(both)
 

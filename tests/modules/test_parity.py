@@ -16,9 +16,9 @@ from a2os2a_jax.modules import attention, neuron
 from a2os2a_jax.modules.attention import SpikingSelfAttention
 from a2os2a_jax.modules.block import MLP, Block
 from a2os2a_jax.modules.stem import SPS
+from tests.compiling import quick_options
 
 RULE = neuron.DEFAULTS | dict(decay_input=True, surrogate="sigmoid")
-QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile
 HOW = dict(neuron=RULE, dtype=jnp.dtype("float64"))
 MODES = ("train", "eval")
 
@@ -288,7 +288,7 @@ def run(data, case):
             return (y * ours_like(cotangent, y)).sum(), (y, kept)
 
         grad = jax.value_and_grad(forward, (0, 1), has_aux=True)
-        compiled = jax.jit(grad, static_argnums=2, compiler_options=QUICK)
+        compiled = jax.jit(grad, static_argnums=2, compiler_options=quick_options())
         out = {m: compiled(variables["params"], x, m == "train") for m in MODES}
         return data, case, jax.device_get(out)
 

@@ -263,22 +263,35 @@ def test_a_state_dict_of_pytorch_is_taken_as_any_other(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, variables, want)
     assert about["family"] == "spikformer" and len(about["sha256"]) == 64
     assert about["path"] == str(path)
-    taken, _, notes = finetune.whole(str(path), want)
+    taken, _, notes = finetune.whole(str(path), want, "spikformer")
     jax.tree.map(np.testing.assert_array_equal, taken, want)
     assert notes == ["head: as many classes there as here: taken over"]
 
 
 def test_a_state_dict_of_another_model_is_an_error_that_names_its_family(tmp_path):
     path = tmp_path / "public.safetensors"
-    state_dict(path, pool="0001")
+    state_dict(path)
     with pytest.raises(ValueError) as error:
-        finetune.whole(str(path), shapes())
+        finetune.whole(str(path), shapes(), "columnar")
     message = str(error.value)
     assert "spikformer's" in message and "attention/k_linear/bias" in message
     assert "\n" not in message
-    other = state_dict(tmp_path / "of7.safetensors", pool="0001", num_classes=7)
-    with pytest.raises(ValueError, match="4 classes there, 7 here.* as many classes"):
-        finetune.whole(str(path), other)
+    other = state_dict(tmp_path / "of7.safetensors", num_classes=7)
+    with pytest.raises(ValueError, match="4 classes there, 7 here, expected as many"):
+        finetune.whole(str(path), other, "spikformer")
+
+
+def test_of_equal_shapes_the_names_tell_the_family(tmp_path):
+    """The columnar model and the Spike-Driven Transformer have the same variables."""
+    path = tmp_path / "public.safetensors"
+    want = state_dict(path, "spike_driven")
+    with pytest.raises(
+        ValueError, match="named as spike_driven's, expected .*=columnar"
+    ):
+        finetune.whole(str(path), want, "columnar")
+    assert (
+        finetune.whole(str(path), want, "spike_driven")[1]["family"] == "spike_driven"
+    )
 
 
 def test_of_a_broken_file_the_reason_is_told(tmp_path):
