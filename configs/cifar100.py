@@ -20,7 +20,8 @@ For one data-centre GPU, with bfloat16 and several steps in a call:
 --config.dtype=bfloat16 --config.train.dispatch=20. Expected time, an estimate from
 counted operations (experiments/results/recipe_cost.json): 2-512 5.9 h, 4-384 4.5 h,
 2-256 1.5 h. A step of 2-512 took two CPU cores 24 s
-(experiments/results/augment_time.json).
+(experiments/results/augment_time.json). The time of peers (":qkformer" and others) is
+not estimated; --mode=plan shows their size and steps.
 """
 
 from a2os2a_jax import config

@@ -16,7 +16,8 @@ judged on the middle of 224/256 of the shorter side (there 95 %); the last epoch
 For eight data-centre GPUs or a TPU slice. Expected time, an estimate from counted
 operations for one GPU (experiments/results/recipe_cost.json): 8-512 1300 h, 10-512 1500
 h, 8-768 2900 h; not measured. Pictures are decoded on the host, what cannot be read is
-left out, and counted.
+left out, and counted. The time of peers (":qkformer" and others) is not estimated;
+--mode=plan shows their size and steps.
 """
 
 from a2os2a_jax import config

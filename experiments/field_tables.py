@@ -1,7 +1,9 @@
 """Markdown of docs/field.md and docs/torch.md: families, attentions, published results.
 
-What is ours is read off the package and certificates.json. What stands in literals here
-is an equation in words, or a number out of a paper, which is not ours.
+Sizes, sources, options and verdicts are read off the package and certificates.json.
+Literals are words of ours, for each kind an equation (its numbers are those of KINDS),
+for each family how it was proved, its heads, stem and readout, and numbers out of
+papers, which are not ours.
 """
 
 import json
@@ -11,30 +13,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import stamps  # noqa: E402
 
 from a2os2a_jax.interop import torch_families, torch_weights  # noqa: E402
 from a2os2a_jax.models.families import FAMILIES  # noqa: E402
 from a2os2a_jax.modules.attention import KINDS  # noqa: E402
 
 TEXT = "from the text"  # without public outputs to compare with
+UNREAD = "not read yet"  # of a kind that certificates.json has not
 
 # kind -> what comes of spikes S and of q, k, v made of them; SN is the neuron, sums
-# over n are over tokens. An attention without a row here is an error.
+# over n are over tokens, {names} are options. An attention without a row is an error.
 EQUATIONS = {
     "a2os2a": "SN(Q Kᵀ V)",
-    "vssa": "SN(Q Kᵀ V · s), s = 0.125; `ssa` under the paper's name",
-    "ssa": "SN(Q Kᵀ V · s), s = 0.125",
+    "vssa": "SN(Q Kᵀ V · s), s = {scale:g}; `ssa` under the paper's name",
+    "ssa": "SN(Q Kᵀ V · s), s = {scale:g}",
     "sdsa": "Q ⊙ SN(Σₙ K ⊙ V)",
-    "sdsa3": "SN(Q (Kᵀ V) · s), s = 0.125; maps to Q, K, V are re-parameterised "
+    "sdsa3": "SN(Q (Kᵀ V) · s), s = {scale:g}; maps to Q, K, V are re-parameterised "
     "convolutions",
     "dssa": "A = SN(Y₁ Sᵀ · s₁), then SN(Aᵀ Y₂ · s₂); Y = BN(conv(S)), s₁ and s₂ of "
     "running firing rates",
     "qk_token": "SN(sum of Q over the channels of a head) ⊙ K",
     "qk_channel": "SN(Σₙ Q) ⊙ K",
-    "statten": "SN(Q Kᵀ V / √N), over the tokens of 2 steps together",
-    "xnor": "SN((Q Kᵀ + α (1 - Q)(1 - K)ᵀ) V · s), α = 0.5, s = 0.125",
+    "statten": "SN(Q Kᵀ V / √N), over the tokens of {chunk} steps together",
+    "xnor": "SN((Q Kᵀ + α (1 - Q)(1 - K)ᵀ) V · s), α = {alpha:g}, s = {scale:g}",
     "sasa": "Q ⊙ SN(Σₙ Q ⊙ K), and beside the projection BN(depth-wise conv(S))",
-    "integer": "SN(Q Kᵀ V / √d); its neurons count to 4, in quarters",
+    "integer": "SN(Q Kᵀ V / √d); its neurons count to {levels}, a spike is 1/{levels}",
     "bsa": "SN(shiftmax(Q Kᵀ) V)",
     "frozen_qk": "as `a2os2a`, with the maps to Q and K as initialised",
     "frozen_v": "as `a2os2a`, with the map to V as initialised",
@@ -74,6 +80,9 @@ READS = {
     "potential": "the mean membrane itself",
 }
 RESIDUALS = {"membrane": "membranes", "spikes": "spike counts"}
+
+# sizes that the family's own paper does not print; another's has them
+THEIRS = {("columnar", "8-384"), ("columnar", "8-768")}
 
 # (model, size, ImageNet, energy in mJ, CIFAR-10, CIFAR-100, CIFAR10-DVS): top-1 %,
 # T = 4 for images, 224x224 unless said, as the papers print it. None: not printed.
@@ -153,16 +162,18 @@ def families(value: dict) -> str:
     for name, own in FAMILIES.items():
         for variant, size in own.sizes.items():
             row = _plain(value["rows"], name, variant)
+            mark = "\\*" if (name, variant) in THEIRS else ""
             lines.append(
                 f"| `{name}` {variant} | {size.image_size}x{size.image_size} "
                 f"| {size.stem} | {size.classes:,} | {row['parameters']:,} "
-                f"| {size.published} | {row['counts']['addition'] / 1e9:.2f} G "
+                f"| {size.published}{mark} | {row['counts']['addition'] / 1e9:.2f} G "
                 f"| {row['verdict']} | {places(row['refused']) or 'nowhere'} |"
             )
     lines += [
         "",
         "Parameters without those that a public code allocates and never reads; "
         "additions of one image at T = 4, with all spikes firing. "
+        "\\* Published of the Spike-Driven Transformer, which has the same skeleton. "
         f"{_from(value)}",
     ]
     return "\n".join(lines)
@@ -191,14 +202,14 @@ def attentions(value: dict) -> str:
         "| --- " * 7 + "|",
     ]
     for name, kind in KINDS.items():
-        row = rows[name]
+        row = rows.get(name, {"verdict": UNREAD, "refused": []})
         verdict = row["verdict"]
         if row["refused"]:
             verdict += f": {places(row['refused'])}"
         proof = f"*{kind.parity}*" if kind.parity == TEXT else kind.parity
         needs = "yes" if kind.square else ""
         lines.append(
-            f"| `{name}` | {EQUATIONS[name]} | {_alphabets(name)} | {kind.source} "
+            f"| `{name}` | {equation(name)} | {_alphabets(name)} | {kind.source} "
             f"| {proof} | {needs} | {verdict} |"
         )
     variant = value["attentions"][0]["variant"]
@@ -244,6 +255,19 @@ def places(refused: list[list[str]]) -> str:
     return f"{', '.join(f'`{place}`' for place in found)} ({'; '.join(whys)})"
 
 
+def equation(kind: str) -> str:
+    """What a kind gives, in words, with the numbers of its own options.
+
+    Raises:
+      ValueError: EQUATIONS has no row of it.
+    """
+    if kind not in EQUATIONS:
+        raise ValueError(
+            f"field_tables: got no equation of {kind!r}, expected a row in EQUATIONS"
+        )
+    return EQUATIONS[kind].format(**KINDS[kind].options)
+
+
 def _alphabets(kind: str) -> str:
     has = KINDS[kind].options
     letters = [str(has[name]) for name in "qkv" if has.get(name)]
@@ -271,7 +295,7 @@ def _number(x: float | None) -> str:
 def _from(value: dict) -> str:
     return (
         f"From `experiments/results/certificates.json`; command: `{value['command']}`; "
-        f"commit: {value['commit'][:7]}."
+        f"commit: {stamps.short(value['commit'])}."
     )
 
 

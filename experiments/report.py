@@ -14,6 +14,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import stamps  # noqa: E402
+
 DOC = ROOT / "docs" / "ablations.md"
 RECALL, EIGHT = "configs/recall.py", "configs/recall.py:8"
 KIND, RULE = "model.attention.kind", "model.neuron.rule"
@@ -253,7 +257,7 @@ def render() -> str:
                 f"{percent(q, 'max'):.2f})"
             )
         q_lines.append(f"| {b} | {cells[0]} | {cells[1]} |")
-    commits = ", ".join(c[:7] for c in value["commits"])
+    commits = stamps.several(value["commits"])
     return f"""# What matters: the ablation on recall
 
 <!-- made by experiments/report.py from experiments/results; do not edit -->

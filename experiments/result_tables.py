@@ -1,10 +1,19 @@
 """Markdown of the results of training, from experiments/results; `tables` places it."""
 
 import json
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import stamps  # noqa: E402
+import sweep  # noqa: E402
+
+from a2os2a_jax.modules.attention import KINDS  # noqa: E402
+
 NAMES = {"a2os2a": "A2OS2A", "vssa": "VSSA", "none": "no attention"}
 
 
@@ -12,7 +21,7 @@ KIND, DECAY = "model.attention.kind", "model.neuron.decay_input"
 
 
 def _commits(value: dict) -> str:
-    return ", ".join(commit[:7] for commit in value["commits"])
+    return stamps.several(value["commits"])
 
 
 def first_light() -> str:
@@ -102,7 +111,7 @@ def time_of(task: str) -> str:
         return f"{value['median'][key]:.0f} ({min(each):.0f} to {max(each):.0f})"
 
     scaled = value["median_scaled_to_reference"]
-    commits = sorted({run["commit"][:7] for run in runs})
+    commits = stamps.several(sorted({run["commit"] for run in runs}))
     return (
         f"`make {task}` from start to exit, nothing cached, alone on the machine, "
         f"median of {len(runs)} seeds: {spread('wall_seconds')} s of wall clock, "
@@ -111,7 +120,7 @@ def time_of(task: str) -> str:
         f"{value['reference_gflops']:.0f} GFLOP/s: {scaled['wall_seconds']:.0f} s and "
         f"{scaled['cpu_seconds']:.0f} CPU-seconds. From "
         f"`experiments/results/{task}_time.json`; command: `{value['command']}`; "
-        f"device: {runs[0]['device']}; commit: {', '.join(commits)}."
+        f"device: {runs[0]['device']}; commit: {commits}."
     )
 
 
@@ -210,7 +219,7 @@ def gpu() -> str:
                 ("augment_time_gpu", augment),
             )
         )
-        + f"; commit: {rate['commit'][:7]}; device: {rate['device']}; jax "
+        + f"; commit: {stamps.short(rate['commit'])}; device: {rate['device']}; jax "
         f"{rate['versions']['jax']}.",
     ]
     return "\n".join(lines)
@@ -241,6 +250,10 @@ def again() -> str:
 TASKS = {"recall": "recall", "fashion": "Fashion-MNIST subset"}
 ENERGY = "float32: spiking, all of it"
 CONTROL = "a control"  # as `modules.attention.KINDS` calls the source of one
+TEXT = "from the text"
+OWN_RECALL = RESULTS / "recall_seeds" / "recall,seed=0.json"  # of configs/recall.py
+FASHION = 60_000  # training images of Fashion-MNIST
+COMPARED = ("compare", "compare_speed")  # without which there is no comparison
 
 
 def comparison() -> str:
@@ -269,26 +282,32 @@ def comparison() -> str:
             "| --- " * 8 + "|",
         ]
         lines += [
-            f"| `{kind}` | {' | '.join(_costs(rows[task, kind], rates[task, kind]))} |"
+            f"| {' | '.join(_costs(rows[task, kind], rates.get((task, kind))))} |"
             for kind in order
             if (task, kind) in rows
         ]
     everywhere = set.intersection(*(set(of.items()) for of in left_out.values()))
     batches = {row["task"]: row["batch"] for row in speed["rows"]}
+    firsts = [next((r for r in value["rows"] if r["task"] == t), None) for t in TASKS]
+    for row in filter(None, firsts):
+        lines += ["", _recipe(row)]
+    counted = [row["folded"]["count"] for row in value["rows"] if row["folded"]]
+    examples = f", on the first {counted[0]} examples" if counted else ""
     lines += [
         "",
         "Accuracy: mean ± standard deviation over seeds (how many), after the last "
         "step. The learning rates were chosen with A2OS2A "
         "([ablations](ablations.md)), so other rows may be undertuned. "
-        "Of the folded model of seed 0, on the first "
-        f"{of_kind[order[0]]['folded']['count']} examples: firing rates, every neuron "
-        "alike, and energies, which are estimates, of everything in float32. "
+        f"Of the folded model of seed 0{examples}: firing rates, every neuron "
+        "alike, and energies, which are estimates, of everything in float32. A rate "
+        "counts spikes that are not zero: one of `integer`, worth up to "
+        f"{KINDS['integer'].options['levels']} spikes, counts as one. "
         + "".join(f"`{kind}` is not run: {why}. " for kind, why in everywhere)
         + f"Images/s, in batches of {' and '.join(map(str, batches.values()))}: "
         f"medians of `{speed['command']}`, on a machine where a product of two "
         f"2000 x 2000 matrices runs at {speed['gflops']:.0f} GFLOP/s "
         f"(`experiments/results/compare_speed.json`; {speed['device']}; commit: "
-        f"{speed['commit'][:7]}).",
+        f"{stamps.short(speed['commit'])}).",
         "",
         f"From `experiments/results/compare.json`; command: `{value['command']}`; "
         f"device: {', '.join(value['devices'])}; commits: {_commits(value)}.",
@@ -299,28 +318,72 @@ def comparison() -> str:
 def _mark(row: dict) -> str:
     if row["source"] == CONTROL:
         return CONTROL
-    return f"*{row['mark']}*" if row["mark"] == "from the text" else row["mark"]
+    return f"*{TEXT}*" if row["mark"] == TEXT else row["mark"]
+
+
+def _recipe(row: dict) -> str:
+    """Two sentences on what a task's runs have in common, from the file of one."""
+    run = sweep.Run(
+        "compare", row["config"], tuple(row["settings"].items()), row["seeds"][0]
+    )
+    result = json.loads((RESULTS / run.sweep / f"{run.name}.json").read_text())
+    config = result["config"]
+    model, optim, data = config["model"], config["optim"], config["data"]
+    title = TASKS[row["task"]]
+    first = (
+        f"{title[0].upper()}{title[1:]}: `{model['name']}` {model['variant']}, "
+        f"{model['heads']} heads, T = {model['timesteps']}; {result['steps']:,} steps "
+        f"of {result['effective_batch']} examples, optimizer `{optim['name']}`, "
+        f"learning rate {optim['lr']:g} at its peak."
+    )
+    count = result[config["eval"]["split"]]["count"]
+    if row["task"] == "recall":
+        own = json.loads(OWN_RECALL.read_text())
+        return (
+            f"{first} Every step draws new examples of {data['pairs']} pairs, and "
+            f"{count:,} fresh ones are scored: another task than this package's own "
+            f"recall ({own['config']['data']['pairs']} pairs, {own['steps']} steps), "
+            "with fewer pairs, which is easier, and fewer steps, chosen so that not "
+            "every attention solves it."
+        )
+    return (
+        f"{first} It is trained on {FASHION - data['validation']:,} of the "
+        f"{FASHION:,} training images and scored on {count:,} others of them that "
+        "were held out, not on the test images."
+    )
 
 
 def _compared(row: dict) -> str:
     (key,) = (key for key in row if key.endswith("_accuracy"))
     a = {name: 100 * x for name, x in row[key].items()}
-    return f"{a['mean']:.2f} ± {a['std']:.2f} ({row['n']})"
+    spread = f" ± {a['std']:.2f}" if row["n"] > 1 else ""
+    return f"{a['mean']:.2f}{spread} ({row['n']})"
 
 
-def _costs(row: dict, rate: dict) -> list[str]:
-    """Cells: parameters, rates, energy, verdict, images/s."""
-    folded, verdict = row["folded"], "yes"
-    within = folded["attention_firing_rate"]
-    if not folded["addition_only"]:
-        place, why = folded["refused"][0]
-        verdict = f"**no**: {why} (`{place}`)"
+def _costs(row: dict, rate: dict | None) -> list[str]:
+    """Cells: kind, parameters, rates, energy, verdict, images/s.
+
+    rate: None where images/s were not measured.
+    """
+    name = f"`{row['kind']}`" + (f", *{TEXT}*" if row["mark"] == TEXT else "")
+    cells = [name, f"{row['parameters']:,}"]
+    if folded := row["folded"]:
+        within, verdict = folded["attention_firing_rate"], "yes"
+        if not folded["addition_only"]:
+            place, why = folded["refused"][0]
+            verdict = f"**no**: {why} (`{place}`)"
+        cells += [
+            f"{100 * folded['firing_rate']:.1f}",
+            "none" if within is None else f"{100 * within:.1f}",
+            f"{folded['nj'][ENERGY]:,.0f}",
+            verdict,
+        ]
+    else:
+        cells += 4 * ["not counted"]
+    if rate is None:
+        return [*cells, *(2 * ["not measured"])]
     return [
-        f"{row['parameters']:,}",
-        f"{100 * folded['firing_rate']:.1f}",
-        "none" if within is None else f"{100 * within:.1f}",
-        f"{folded['nj'][ENERGY]:,.0f}",
-        verdict,
+        *cells,
         *(f"{rate[what]['median']:,.0f}" for what in ("training", "inference")),
     ]
 

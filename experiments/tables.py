@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import field_tables  # noqa: E402
 import result_tables  # noqa: E402
+import stamps  # noqa: E402
 
 BEGIN, END = (
     "<!-- results: made by experiments/tables.py -->",
@@ -75,7 +76,7 @@ def cost_table(text: str) -> str:
         f"memory as compiled for a CPU (without the data set), and hours if a GPU did "
         f"{value['assumed_tflops']:.0f} TFLOP/s of them, which is assumed. From "
         "`experiments/results/recipe_cost.json`; command: "
-        f"`{value['command']}`; commit: {value['commit'][:7]}.",
+        f"`{value['command']}`; commit: {stamps.short(value['commit'])}.",
     ]
     return _between(
         text, "<!-- costs: made by experiments/tables.py -->", "\n".join(lines)
@@ -106,7 +107,7 @@ def converter_table(text: str) -> str:
         "differs where a logit does by 1e-4 of the logits' range. Untrained models "
         "have statistics of a batch, and every layer fires. From "
         f"`experiments/results/converters.json`; command: `{value['command']}`; "
-        f"commit: {run['commit'][:7]}.",
+        f"commit: {stamps.short(run['commit'])}.",
     ]
     begin = "<!-- onnx: made by experiments/tables.py -->"
     return _between(text, begin, "\n".join(lines))
@@ -166,7 +167,7 @@ def certificate_tables(text: str) -> str:
         "",
         f"At most, as above. From `experiments/results/certificates.json`; command: "
         f"`{value['command']}`; device: {value['device']}; commit: "
-        f"{value['commit'][:7]}.",
+        f"{stamps.short(value['commit'])}.",
         "",
         "In float64 a folded model gives the logits of the other to 1e-10, and in "
         "float32 each layer fed the other's input agrees to 1e-5 of its largest output "
@@ -209,7 +210,14 @@ def field_page(text: str) -> str:
     for name, made in field_tables.all_tables(RESULTS).items():
         begin = f"<!-- {name}: made by experiments/tables.py -->"
         text = _between(text, begin, made)
-    return text
+    begin = "<!-- compare: made by experiments/tables.py -->"
+    files = [RESULTS / f"{name}.json" for name in result_tables.COMPARED]
+    if missing := [path.name for path in files if not path.exists()]:
+        print(
+            f"docs/field.md: no {', '.join(missing)}, so its comparison stays as it is"
+        )
+        return text
+    return _between(text, begin, result_tables.comparison())
 
 
 def torch_page(text: str) -> str:
@@ -282,7 +290,7 @@ def _even(found: dict) -> str:
 def _source(name: str, value: dict) -> str:
     return (
         f"From `experiments/results/{name}`; command: `{value['command']}`; device: "
-        f"{value['device']}; commit: {value['commit'][:7]}."
+        f"{value['device']}; commit: {stamps.short(value['commit'])}."
     )
 
 

@@ -17,3 +17,9 @@ def quick_options():
     except jax.errors.JaxRuntimeError:
         return QUICK
     return _QUICKER
+
+
+def quick_flags() -> str:
+    """The same for XLA_FLAGS, of a process of its own."""
+    options = quick_options().items()
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in options)

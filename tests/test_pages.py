@@ -232,6 +232,7 @@ def shrunk(command, kept=()):
         return command
     own = any(f"--workdir={run}" in f"{command} " for run in kept)
     own |= "zoo:" in command  # those weights have their size
+    own |= "--config.model.variant=" in command
     values = SHORT | ({} if own else MODEL)
     return " ".join([command, *(f"--config.{k}={v}" for k, v in values.items())])
 
@@ -241,6 +242,7 @@ def test_overrides_are_those_of_a_page():
     assert shrunk(train).endswith("--config.model.variant=1-32 --config.model.heads=4")
     assert shrunk(f"{train} --config.init_from=zoo:b").endswith("eval.batch=32")
     assert shrunk(train, kept=["runs/a "]).endswith("eval.batch=32")
+    assert "heads=4" not in shrunk(f"{train} --config.model.variant=3-64")
     for other in ("python -m a2os2a_jax.main --list", "python a/load.py"):
         assert shrunk(other) == other
 

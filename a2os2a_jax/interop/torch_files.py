@@ -137,8 +137,8 @@ def _torch(path: Path) -> Any:
     except ImportError as error:
         raise ImportError(
             f"torch_weights {path}: got no torch, expected it for this kind of file; "
-            "or convert where it is: numpy.savez('model.npz', **{name: x.numpy() for "
-            "name, x in state_dict.items()})"
+            "or convert where it is: numpy.savez('model.npz', **{name: "
+            "x.detach().float().cpu().numpy() for name, x in state_dict.items()})"
         ) from error
     if not hasattr(torch.serialization, "safe_globals"):
         raise ImportError(

@@ -130,12 +130,15 @@ def folded(rate, addition_only=True):
     }
 
 
-def file(run, value):
+def file(compare, run, value):
     """As `execute` and `count` would have filed it."""
-    split = "test" if run.config.startswith("configs/recall") else "validation"
+    config = configs.to_json(compare.config_of(run))
+    split = config["eval"]["split"]
     layers = {"firing_rate": {"a": 0.1}, "near_threshold": {"a": 0.2}}
-    result = {"config": {"eval": {"split": split}}, "seed": run.seed, "parameters": 7}
-    result |= {split: {"accuracy": 0.5 + 0.1 * run.seed}, "activity": layers}
+    result = {"config": config, "seed": run.seed, "parameters": 7}
+    result |= {"steps": config["train"]["steps"] or 234, "effective_batch": 64}
+    accuracy = {"accuracy": 0.5 + 0.1 * run.seed, "count": 4096}
+    result |= {split: accuracy, "activity": layers}
     result |= {"commit": "abc", "device": "d", "train_seconds": 1.0, "cpu_seconds": 1.0}
     run.result.parent.mkdir(parents=True, exist_ok=True)
     run.result.write_text(json.dumps(result | {"folded": value}))
@@ -145,7 +148,7 @@ def test_rows_and_tables_come_from_the_runs_that_are_there(
     compare, tmp_path, monkeypatch
 ):
     for run in compare.runs(2, only=["a2os2a", "dssa", "none", "sasa"]):
-        file(run, folded(0.2 + 0.1 * run.seed, run.settings[-1][1] != "dssa"))
+        file(compare, run, folded(0.2 + 0.1 * run.seed, run.settings[-1][1] != "dssa"))
     assert compare.main(["--collect", "--seeds=2"]) == compare.sweep.OUT_OF_TIME
     value = json.loads((tmp_path / "experiments/results/compare.json").read_text())
     found = {(row["task"], row["kind"]): row for row in value["rows"]}
@@ -183,11 +186,14 @@ def test_rows_and_tables_come_from_the_runs_that_are_there(
     assert "| `sasa` | *from the text* | needs" in text
     assert text.count("| `dssa` |") == 2 and "| `none` | a control |" in text
     assert "`vssa` is not run: the same function as ssa" in text
+    assert "| `sasa`, *from the text* | 7 |" in text
+    assert "Recall: `columnar` 1-128, 2 heads, T = 2; 400 steps of 64 examples" in text
+    assert "trained on 10,000 of the 60,000 training images" in text
 
 
 def test_a_table_loses_neither_rows_nor_seeds(compare, capsys):
     for run in compare.runs(2, only=["ssa", "none"]):
-        file(run, folded(0.2))
+        file(compare, run, folded(0.2))
     for line in ([], ["--task=recall"], ["--attentions=none"]):
         assert compare.main(["--collect", "--seeds=2", *line]) in (
             0,  # of what was asked for nothing is to come

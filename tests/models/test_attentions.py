@@ -1,8 +1,8 @@
 """Every attention in a block of either residual: trains, folds, streams; in float64.
 
-One block of width 16 on images of 4 x 4. The kinds that nothing else tests in a model
-are always done, with one of the residuals; everything with `slow`. What is specific to
-a kind stands in tests/modules/test_attention.py.
+One block of width 16 on images of 4 x 4. Every kind is always done with one of the
+residuals, but for ALREADY; everything with `slow`. What is specific to a kind stands in
+tests/modules/test_attention.py.
 """
 
 import functools
@@ -29,10 +29,14 @@ OWN = {
     "bsa": dict(v_th=0.125),
     "v_only": dict(v_th=1.0),
 }
-QUICK = [("sasa", "spikes")]
-QUICK += [
-    (kind, "membrane")
-    for kind in ("dssa", "sdsa3", "qk_channel", "statten", "xnor", "integer", "bsa")
+# In models of test_gradients.py and test_families.py, by default, so `slow` here
+ALREADY = ("a2os2a", "vssa", "ssa", "sdsa", "qk_token")
+ALREADY += ("frozen_qk", "frozen_v", "uniform", "v_only", "none")
+ON_COUNTS = ("sasa",)  # so that the other residual is always done as well
+QUICK = [
+    (kind, "spikes" if kind in ON_COUNTS else "membrane")
+    for kind in KINDS
+    if kind not in ALREADY
 ]
 RESIDUALS = ("membrane", "spikes")
 CASES = [

@@ -187,12 +187,13 @@ def train(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
+    from tests.compiling import quick_flags  # not for the process of its own
+
     path = tmp_path_factory.mktemp("devices") / "measured.npz"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-        "--xla_backend_optimization_level=0",  # compiles in half the time
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {quick_flags()}",
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
