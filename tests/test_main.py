@@ -462,6 +462,7 @@ def test_every_config_smokes(name, tmp_path, capfd, quick_compilation):
     assert (workdir / "result.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_program_trains_in_float64(tmp_path):
     workdir = tmp_path / "run"
     found = program(

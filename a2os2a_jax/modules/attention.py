@@ -105,6 +105,11 @@ def _v_only(layer, q, k, v):
     return layer.fire(v.astype(param_dtype(layer.dtype)))
 
 
+def _in_order(options: Mapping[str, Any]) -> dict[str, Any]:
+    """As UNSET has them: kind, q, k, v, ..."""
+    return {name: options[name] for name in ("kind", *UNSET) if name in options}
+
+
 def _with(*names: str, **own: Any) -> dict[str, Any]:
     return {name: UNSET[name] for name in names} | own
 
@@ -188,6 +193,7 @@ KINDS: dict[str, Kind] = {
     "v_only": Kind(_OF_V, _v_only, "a control", "own reference"),
     "none": Kind({}, None, "a control", "own reference"),
 }
+KINDS = {name: k._replace(options=_in_order(k.options)) for name, k in KINDS.items()}
 SPIKING = ("binary", "ternary", "integer")
 ALPHABETS = {"q": SPIKING, "k": ("relu", *SPIKING), "v": SPIKING}
 _OF_SPIKES = ("sdsa", "qk_token", "qk_channel", "xnor", "sasa")  # q and k in {0, 1}
@@ -222,7 +228,7 @@ def resolve(options: str | Mapping[str, Any]) -> dict[str, Any]:
             f"attention: got {extra}, expected only {sorted(has) or 'no options'} with "
             f"kind {kind!r}"
         )
-    full = {"kind": kind} | dict(own) | given
+    full = _in_order({"kind": kind} | dict(own) | given)
     for key, names in (ALPHABETS | dict(normalise=(None, *NORMALISE))).items():
         if key in full and full[key] not in names:
             raise ValueError(

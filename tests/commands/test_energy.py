@@ -91,6 +91,7 @@ def test_the_whole_split_is_counted(run, capsys):
     assert set(record["bars"]) == set(record["total_nj"]) and record["note"]
 
 
+@pytest.mark.slow
 def test_of_a_silent_network_there_is_no_rate(tmp_path, capsys):
     c = config(eval__examples=8)
     save(tmp_path / "run", c, lambda parts, abstract: {})

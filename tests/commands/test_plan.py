@@ -114,7 +114,7 @@ def test_the_plan_says_what_a_person_decides_on(capsys):
         "head linear [B, 4] 68 16x4 + 4 (frozen)",
         "4 of them frozen",
         "224 training, 100 test, 32 validation examples [8, 8, 1], 4 classes",
-        "a2os2a: k=relu, v=ternary, order=auto",
+        "a2os2a: q=binary, k=relu, v=ternary, order=auto",
         "paper: tau=2.0, v_th=1.0",
         "batch 32 = 4 x 8; BN takes its statistics from 8 examples at a time",
         "14, that is 2 epochs of 7 steps",

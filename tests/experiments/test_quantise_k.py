@@ -72,6 +72,7 @@ def largest_key(script, model_and_inputs):
     return peak[0]
 
 
+@pytest.mark.slow
 def test_no_bits_change_nothing_and_24_bits_hardly(script, model_and_inputs):
     def plain(call, args, kwargs, context):
         return call(*args, **kwargs)
@@ -87,6 +88,7 @@ def test_no_bits_change_nothing_and_24_bits_hardly(script, model_and_inputs):
         np.testing.assert_allclose(close[name], array, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_one_bit_changes_what_reads_k_alone(script, model_and_inputs):
     peak = largest_key(script, model_and_inputs)
     want = spikes_of(model_and_inputs, script.rounding(None, {}))

@@ -102,9 +102,9 @@ def tiny(quick_jit):
     ("name", "classes", "count"),
     [
         ("ti", 1000, 11_180_992),
-        ("s", 1000, 17_813_824),
-        ("m", 1000, 35_601_472),
-        ("l", 1000, 60_375_680),
+        pytest.param("s", 1000, 17_813_824, marks=pytest.mark.slow),
+        pytest.param("m", 1000, 35_601_472, marks=pytest.mark.slow),
+        pytest.param("l", 1000, 60_375_680, marks=pytest.mark.slow),
         ("cifar", 10, 10_793_152),
     ],
 )

@@ -205,7 +205,7 @@ MODELS = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if "events" in name else name
+        name if name == "columnar" else pytest.param(name, marks=pytest.mark.slow)
         for name in MODELS
     ],
 )
