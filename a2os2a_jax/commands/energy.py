@@ -168,8 +168,12 @@ def _by_step(s: jax.Array):
 def _once(model, variables, shape, tokens) -> tuple[audit.Operation, ...]:
     """The operations of one pass of the same network, T = 1, with counts first."""
     frame = shape[-2:] if model.stem == "tokens" else shape[-3:]
+    changes: dict[str, Any] = dict(timesteps=1)
+    options = getattr(model, "attention", {})
+    if options.get("chunk"):  # of steps, which are one here
+        changes["attention"] = dict(options, chunk=1)
     one, folded = models.fold(
-        model.clone(timesteps=1), variables, head="counts", tokens=tokens
+        model.clone(**changes), variables, head="counts", tokens=tokens
     )
     return certify(one, folded, (1, *frame)).operations
 

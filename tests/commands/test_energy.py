@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from a2os2a_jax import config as configs
+from a2os2a_jax import models
 from a2os2a_jax.analysis import rates
 from a2os2a_jax.commands import energy
 from a2os2a_jax.train import setup
@@ -89,6 +90,22 @@ def test_the_whole_split_is_counted(run, capsys):
     for text in ("block_0/mlp/fc2_linear", "SOPs", "beats the ANN", "attention: "):
         assert text in out
     assert set(record["bars"]) == set(record["total_nj"]) and record["note"]
+
+
+def test_an_attention_that_joins_steps_is_one_of_a_single_step_as_an_ann():
+    model = models.build(
+        "columnar",
+        "1-16",
+        num_classes=4,
+        image_size=8,
+        heads=2,
+        timesteps=2,
+        attention="statten",
+    )
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    products = energy._once(model, variables, (8, 8, 3), None)
+    assert any(o.path == "block_0/attention" for o in products)
 
 
 @pytest.mark.slow
