@@ -186,7 +186,7 @@ def torch_table() -> str:
         "| --- " * 4 + "|",
     ]
     for name, family in torch_families.FAMILIES.items():
-        kinds = torch_weights.KINDS.get(name, (FAMILIES[name].attention,))
+        kinds = torch_weights.WRITTEN.get(name, (FAMILIES[name].attention,))
         cell = ", ".join(f"`{kind}`" for kind in kinds)
         if name == "columnar":
             cell = "those with linear maps alone"

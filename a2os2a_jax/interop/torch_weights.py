@@ -51,7 +51,7 @@ _EVENT_MODEL = dict(  # Spikformer's for CIFAR10-DVS, the only one with `pos_emb
 )
 NAMED = 4  # so many tensors are named in an error, the others counted
 # Attentions that the public code of a family has; `save` names no others by it.
-KINDS = {
+WRITTEN = {
     "spike_driven": ("sdsa",),
     "spikformer": ("ssa", "vssa"),
     "spikingformer": ("ssa", "vssa"),
@@ -358,10 +358,10 @@ def _family_of(model: nn.Module) -> tuple[str, str]:
         )
     _check_structure(model, family, stem)
     kind = model.attention["kind"]
-    if kind not in KINDS.get(family, (kind,)):
+    if kind not in WRITTEN.get(family, (kind,)):
         raise ValueError(
             f"torch_weights: got attention {kind!r}, expected "
-            f"{' or '.join(map(repr, KINDS[family]))}, as the code of {family} has"
+            f"{' or '.join(map(repr, WRITTEN[family]))}, as the code of {family} has"
         )
     return family, stem
 
