@@ -1,5 +1,5 @@
-"""Floor 0: neurons, surrogates, spike coding and attention, on jax and numpy alone."""
+"""Floor 0: neurons, surrogates, spike coding, pools and attention, on jax and numpy."""
 
-from a2os2a_jax.functional import attention, neurons, spikes, surrogate
+from a2os2a_jax.functional import attention, neurons, pooling, spikes, surrogate
 
-__all__ = ["attention", "neurons", "spikes", "surrogate"]
+__all__ = ["attention", "neurons", "pooling", "spikes", "surrogate"]

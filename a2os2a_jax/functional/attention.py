@@ -8,7 +8,6 @@ were. *From the text* marks what was written from a paper, without public output
 compare with.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -295,8 +294,8 @@ def sdsa(
     in N, and no channel sees another unless a pool lets it.
 
     The public code's form for event cameras (dvs=True) takes the maximum of 3x3 entries
-    all four times: over the image for K and V, which is `max_of_neighbours`, but over
-    token number and channel for K ⊙ V and the masked Q, which is `max_of_entries`.
+    all four times: over the image for K and V (`pooling.max_of_neighbours`), but over
+    token number and channel for K ⊙ V and the masked Q (`pooling.max_of_entries`).
 
     Args:
       q: [..., N, heads, d]. k, v: [..., M, heads, d].
@@ -314,74 +313,6 @@ def sdsa(
     pool_products = pool_products or pool
     a = fire(_sum(pool_products(pool(k) * pool(v)), -3))
     return pool_products(q * a.astype(q.dtype))
-
-
-def max_of_neighbours(x: jax.Array, side: int) -> jax.Array:
-    """Of every token and those around it on the image, 3x3, stride 1, per channel.
-
-    A tie sends its gradient to the first maximum in row-major order, as in PyTorch.
-
-    Args:
-      x: [..., N, heads, d], the tokens of a square image, row by row.
-      side: of that image in tokens, N = side².
-    Returns:
-      As x; of spikes, spikes.
-    Raises:
-      ValueError: N is not side².
-    """
-    *batch, tokens, heads, d = x.shape
-    if tokens != side**2:
-        raise ValueError(
-            f"max_of_neighbours: got x {x.shape} and side {side}, expected side² tokens"
-        )
-    image = x.reshape(math.prod(batch), side, side, heads * d)
-    return _max_of_nine(image, 1, 2).reshape(x.shape)
-
-
-def max_of_entries(x: jax.Array) -> jax.Array:
-    """Of every entry and those around it in the matrix [N, d] of its head, 3x3.
-
-    What a pool over the last two axes does to [..., heads, N, d]: neighbours are the
-    tokens before and after, in row-major order of the image, and the channels beside.
-    Stride 1; ties as in `max_of_neighbours`.
-
-    Args:
-      x: [..., N, heads, d].
-    Returns:
-      As x.
-    Source: the public code of `sdsa`, with dvs=True.
-    """
-    matrices = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
-    return _max_of_nine(matrices, 1, 3).reshape(x.shape)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _max_of_nine(x: jax.Array, rows: int, columns: int) -> jax.Array:
-    """x of four axes, two of which have the windows."""
-    window, borders = (
-        [one if axis in (rows, columns) else other for axis in range(4)]
-        for one, other in ((3, 1), ((1, 1), (0, 0)))
-    )
-    # A number of Python: of an array jax does not see that it is the least.
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, [1] * 4, borders)
-
-
-@_max_of_nine.defjvp
-def _(rows, columns, primals, tangents):
-    # By selects, which let a tie go to the first of a row, then to the first row.
-    return jax.jvp(
-        lambda x: _max_of_three(_max_of_three(x, columns), rows), primals, tangents
-    )
-
-
-def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
-    """Of neighbours on one axis, the first of equals."""
-    size = x.shape[axis]
-    borders = [(int(i == axis), int(i == axis), 0) for i in range(x.ndim)]
-    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), borders)
-    a, b, c = (jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(3))
-    ab = jnp.where(b > a, b, a)
-    return jnp.where(c > ab, c, ab)
 
 
 def sasa(q: jax.Array, k: jax.Array, fire: Fire) -> jax.Array:

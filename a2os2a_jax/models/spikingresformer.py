@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 
 from a2os2a_jax.functional import spikes
+from a2os2a_jax.functional.pooling import max_pool
 from a2os2a_jax.models.base import SpikingModel
 from a2os2a_jax.modules import dssa, gwffn, neuron
 from a2os2a_jax.modules.dssa import DSSA
 from a2os2a_jax.modules.gwffn import GWFFN
-from a2os2a_jax.modules.linear import conv, max_pool, param_dtype
+from a2os2a_jax.modules.linear import conv, param_dtype
 from a2os2a_jax.modules.norm import BatchNorm
 from a2os2a_jax.modules.stem import over_time
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from a2os2a_jax.functional import attention, neurons
+from a2os2a_jax.functional import attention, neurons, pooling
 from a2os2a_jax.modules import neuron
 from a2os2a_jax.modules.conv import RepConv
 from a2os2a_jax.modules.linear import conv, conv3x3, linear, param_dtype
@@ -70,8 +70,8 @@ def _product(layer, q, k, v):
 def _sdsa(layer, q, k, v):
     if not layer.options["dilate"]:
         return attention.sdsa(q, k, v, layer.fire)
-    image = functools.partial(attention.max_of_neighbours, side=layer.side)
-    return attention.sdsa(q, k, v, layer.fire, image, attention.max_of_entries)
+    image = functools.partial(pooling.max_of_neighbours, side=layer.side)
+    return attention.sdsa(q, k, v, layer.fire, image, pooling.max_of_entries)
 
 
 def _qk_token(layer, q, k, v):

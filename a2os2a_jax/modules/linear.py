@@ -94,38 +94,6 @@ def conv3x3(features: int, *, dtype, name: str, init: str = "normal") -> nn.Conv
     return conv(features, dtype=dtype, name=name, init=init)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """3x3, stride 2, padded by one with minus infinity: [..., H, W, C] halved.
-
-    A tie sends its gradient to the first maximum in row-major order, as in PyTorch.
-    """
-    y = _max_pool(x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]))
-    return y.reshape(*x.shape[:-3], *y.shape[-3:])
-
-
-@jax.custom_jvp
-def _max_pool(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-
-
-@_max_pool.defjvp
-def _(primals, tangents):
-    # The same maxima by selects, whose gradient XLA fuses; that of a windowed reduction
-    # is slow on a CPU. Columns first: then the first of a row, and the first such row,
-    # are the first in row-major order.
-    return jax.jvp(lambda x: _max_of_three(_max_of_three(x, 2), 1), primals, tangents)
-
-
-def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
-    """Of neighbours on one axis, stride 2; the first of equals; NaN if one is NaN."""
-    borders = [(int(i == axis), int(i == axis), 0) for i in range(x.ndim)]
-    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), borders)
-    last = x.shape[axis] - 2
-    a, b, c = (jax.lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(3))
-    ab = jnp.where((b > a) | jnp.isnan(b), b, a)
-    return jnp.where((c > ab) | jnp.isnan(c), c, ab)
-
-
 def param_dtype(dtype):
     """Parameters are float32, and float64 only where everything is."""
     return jnp.promote_types(dtype, jnp.float32)

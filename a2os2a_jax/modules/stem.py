@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from a2os2a_jax.functional.pooling import max_pool
 from a2os2a_jax.modules import neuron
-from a2os2a_jax.modules.linear import conv3x3, linear, max_pool, param_dtype
+from a2os2a_jax.modules.linear import conv3x3, linear, param_dtype
 from a2os2a_jax.modules.norm import BatchNorm
 
 FORMS = ("membrane", "spikes", "tokenizer")

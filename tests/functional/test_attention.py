@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from a2os2a_jax.analysis import audit
-from a2os2a_jax.functional import attention, neurons, surrogate
+from a2os2a_jax.functional import attention, neurons, pooling, surrogate
 
 ORDERS = ("qk_v", "q_kv")
 # name: shape of q, number of keys; arrays are [..., N, heads, d]
@@ -368,58 +368,6 @@ def test_sdsa_pools_key_and_value_then_their_product_and_the_masked_query():
     np.testing.assert_array_equal(none, q * 0)
 
 
-def pooled_by_loops(x, cotangent):
-    """3x3 maxima of a matrix; and where a tie sends the cotangent."""
-    out, gradient = np.zeros(x.shape), np.zeros(x.shape)
-    for i, j in np.ndindex(*x.shape):
-        window = [
-            (a, b)
-            for a in range(max(i - 1, 0), min(i + 2, len(x)))
-            for b in range(max(j - 1, 0), min(j + 2, len(x[0])))
-        ]
-        first = max(window, key=lambda at: x[at])  # the first of equals
-        out[i, j] = x[first]
-        gradient[first] += cotangent[i, j]
-    return out, gradient
-
-
-@pytest.mark.parametrize("how", ["neighbours", "entries"])
-@pytest.mark.parametrize("values", ["spikes", "reals"])
-def test_maxima_by_loops_with_the_gradient_of_ties(how, values):
-    rng = np.random.default_rng(3)
-    shape = (2, 16, 2, 3) if how == "neighbours" else (2, 5, 2, 4)
-    x = rng.integers(0, 2, shape) if values == "spikes" else rng.normal(size=shape)
-    x, cotangent = x.astype(np.float32), rng.integers(1, 99, shape).astype(np.float32)
-
-    def pool(x):
-        if how == "neighbours":
-            return attention.max_of_neighbours(x, 4)
-        return attention.max_of_entries(x)
-
-    got, pull = jax.vjp(pool, jnp.asarray(x))
-    (gradient,) = pull(jnp.asarray(cotangent))
-    for b, h in np.ndindex(2, 2):
-        parts = [np.s_[b, :, h, :]]
-        if how == "neighbours":
-            parts = [np.s_[b, :, h, c] for c in range(3)]
-        for at in parts:
-            matrix = (4, 4) if how == "neighbours" else (5, 4)
-            want, slope = pooled_by_loops(
-                x[at].reshape(matrix), cotangent[at].reshape(matrix)
-            )
-            np.testing.assert_array_equal(got[at].reshape(matrix), want)
-            np.testing.assert_array_equal(gradient[at].reshape(matrix), slope)
-    np.testing.assert_array_equal(got, pool(x))  # without a gradient: by windows
-
-
-def test_a_map_that_is_no_square_is_refused():
-    x = jnp.zeros((2, 12, 1, 4))
-    with pytest.raises(
-        ValueError, match=r"max_of_neighbours: .*\(2, 12, 1, 4\).*side 3"
-    ):
-        attention.max_of_neighbours(x, 3)
-
-
 # --- attention without a value --------------------------------------------------------
 
 
@@ -722,7 +670,7 @@ SCALES = jnp.array([0.5, 2.0, 1.5])
 DIFFERENTIABLE = OF_THREE | {
     "sdsa": lambda q, k, v: attention.sdsa(q, k, v, SPIKE),
     "sdsa, pooled": lambda q, k, v: attention.sdsa(
-        q, k, v, SPIKE, lambda x: attention.max_of_neighbours(x, 2)
+        q, k, v, SPIKE, lambda x: pooling.max_of_neighbours(x, 2)
     ),
     "sasa": lambda q, k, v: attention.sasa(q, k, SPIKE) + v,
     "qk_token": lambda q, k, v: attention.qk_token(q, k, SPIKE) + v,
@@ -767,7 +715,7 @@ def spikes(form, u):
 
 
 FIRE = at_least(1)
-POOL = functools.partial(attention.max_of_neighbours, side=4)
+POOL = functools.partial(pooling.max_of_neighbours, side=4)
 ALL_BINARY = ("binary",) * 3
 # function of q, k, v; their alphabets; is what is left additions, choices and shifts?
 CERTIFIED = {
@@ -791,7 +739,7 @@ CERTIFIED = {
     "bsa, real q and k": (attention.bsa, ("real", "real", "binary"), False),
     "sdsa": (lambda *x: attention.sdsa(*x, FIRE), ALL_BINARY, True),
     "sdsa, pooled": (
-        lambda *x: attention.sdsa(*x, FIRE, POOL, attention.max_of_entries),
+        lambda *x: attention.sdsa(*x, FIRE, POOL, pooling.max_of_entries),
         ALL_BINARY,
         True,
     ),
@@ -942,7 +890,7 @@ def test_the_pooled_sdsa_of_the_public_code(parity, x64):
 
         def entries(x):
             times = 2 + ("spk/talking_heads_lif" in kept)  # the third and fourth pool
-            return keep("act/pool" + "'" * times, attention.max_of_entries(x))
+            return keep("act/pool" + "'" * times, pooling.max_of_entries(x))
 
         a = attention.sdsa(q, k, v, fire, POOL, entries)
         y = public.linear(params, "proj_conv", a.reshape(x.shape), bias=True)

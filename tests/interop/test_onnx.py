@@ -15,8 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from a2os2a_jax import models
 from a2os2a_jax.functional import neurons
+from a2os2a_jax.functional.pooling import max_pool
 from a2os2a_jax.interop import onnx
-from a2os2a_jax.modules.linear import max_pool
 
 IMAGES = dict(image_size=8, in_channels=1)
 TOKENS = dict(stem="tokens", image_size=None, in_channels=6)

@@ -11,10 +11,10 @@ import pytest
 from flax import traverse_util
 
 from a2os2a_jax import models
+from a2os2a_jax.functional.pooling import max_pool
 from a2os2a_jax.models.families import FAMILIES
 from a2os2a_jax.models.qkformer import Embed
 from a2os2a_jax.modules import neuron
-from a2os2a_jax.modules.linear import max_pool
 
 pytestmark = pytest.mark.usefixtures("x64")
 ORDER = np.array([2, 0, 3, 1])

@@ -8,66 +8,8 @@ from a2os2a_jax.modules.linear import (
     conv,
     conv3x3,
     linear,
-    max_pool,
     param_dtype,
 )
-
-CASES = ["spikes_even", "spikes_odd", "negative", "sum_of_spikes"]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_max_pool_and_its_gradient_at_ties_as_torch_has_them(x64, parity, case):
-    data = parity("prim_maxpool_a")
-    x, cotangent, y, grad_x = (
-        np.moveaxis(data[f"{case}/{key}"].astype(np.float64), 1, -1)
-        for key in ("x", "cotangent", "y", "grad_x")
-    )
-    got, pull = jax.vjp(max_pool, x)
-    np.testing.assert_array_equal(got, y)
-    np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], grad_x, atol=1e-12)
-
-
-def test_a_tie_sends_its_gradient_to_the_first_maximum():
-    grad = jax.grad(lambda x: max_pool(x).sum())(jnp.zeros((1, 4, 4, 1)))
-    # Windows start at -1 and 1; rows and columns 0 and 1 are their first inside.
-    want = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    np.testing.assert_array_equal(grad[0, ..., 0], want)
-
-
-def test_the_border_counts_as_minus_infinity():
-    x = jnp.full((1, 4, 4, 1), -3.0)
-    np.testing.assert_array_equal(max_pool(x), np.full((1, 2, 2, 1), -3.0))
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (1, 5, 7, 2), (1, 1, 1, 1)])
-def test_max_pool_is_the_same_where_it_is_differentiated(shape):
-    rng = np.random.default_rng(0)
-    for x in (rng.normal(size=shape), rng.integers(-1, 2, shape)):
-        x = jnp.asarray(x, jnp.float32)
-        plain = max_pool(x)
-        places = jnp.arange(1.0, x.size + 1).reshape(shape)
-        value, slope = jax.jvp(max_pool, (x,), (places,))
-        np.testing.assert_array_equal(value, plain)
-        # the place of one maximum each, and backward it gets what forward it gave
-        found = np.asarray(x).ravel()[np.asarray(slope, int).ravel() - 1]
-        np.testing.assert_array_equal(found, plain.ravel())
-        pulled = jax.vjp(max_pool, x)[1](jnp.ones_like(plain))[0]
-        assert (pulled * places).sum() == slope.sum()
-
-
-def test_max_pool_hides_no_nan():
-    for at in range(16):
-        x = jnp.zeros((1, 4, 4, 1)).at[0, at // 4, at % 4, 0].set(jnp.nan)
-        value, _ = jax.jvp(max_pool, (x,), (x,))
-        np.testing.assert_array_equal(jnp.isnan(value), jnp.isnan(max_pool(x)))
-        assert jnp.isnan(value).any()
-
-
-def test_max_pool_takes_any_leading_axes():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 6, 8, 2)), jnp.float32)
-    want = jnp.stack([max_pool(x[:, t]) for t in range(3)], axis=1)
-    assert want.shape == (2, 3, 3, 4, 2)
-    np.testing.assert_array_equal(max_pool(x), want)
 
 
 def test_a_convolution_keeps_the_size_and_sees_its_neighbours():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from a2os2a_jax.functional import neurons
+from a2os2a_jax.functional.pooling import max_pool
 from a2os2a_jax.modules import neuron
-from a2os2a_jax.modules.linear import max_pool
 from a2os2a_jax.modules.stem import SPS, Tokens, over_time
 
 KEY = jax.random.key(0)
