@@ -251,6 +251,7 @@ TASKS = {"recall": "recall", "fashion": "Fashion-MNIST subset"}
 ENERGY = "float32: spiking, all of it"
 CONTROL = "a control"  # as `modules.attention.KINDS` calls the source of one
 TEXT = "from the text"
+RECALL_FLOOR = RESULTS / "recall_floor.json"
 OWN_RECALL = RESULTS / "recall_seeds" / "recall,seed=0.json"  # of configs/recall.py
 FASHION = 60_000  # training images of Fashion-MNIST
 COMPARED = ("compare", "compare_speed")  # without which there is no comparison
@@ -277,8 +278,9 @@ def comparison() -> str:
     for task, title in TASKS.items():
         lines += [
             "",
-            f"| {title} | parameters | fires, % | in the attention, % | energy, nJ "
-            "| addition-only | training, images/s | inference, images/s |",
+            f"| {title} | parameters | fires, % | in the attention, % "
+            "| energy, nJ an example | addition-only | training, examples/s "
+            "| inference, examples/s |",
             "| --- " * 8 + "|",
         ]
         lines += [
@@ -303,8 +305,10 @@ def comparison() -> str:
         "counts spikes that are not zero: one of `integer`, worth up to "
         f"{KINDS['integer'].options['levels']} spikes, counts as one. "
         + "".join(f"`{kind}` is not run: {why}. " for kind, why in everywhere)
-        + f"Images/s, in batches of {' and '.join(map(str, batches.values()))}: "
-        f"medians of `{speed['command']}`, on a machine where a product of two "
+        + "Examples/s of a training step and of the folded model, in batches of "
+        f"{' and '.join(map(str, batches.values()))}: median, slowest and fastest "
+        f"round of `{speed['command']}`; rows whose ranges overlap are not told apart. "
+        "Measured on a machine where a product of two "
         f"2000 x 2000 matrices runs at {speed['gflops']:.0f} GFLOP/s "
         f"(`experiments/results/compare_speed.json`; {speed['device']}; commit: "
         f"{stamps.short(speed['commit'])}).",
@@ -339,12 +343,16 @@ def _recipe(row: dict) -> str:
     count = result[config["eval"]["split"]]["count"]
     if row["task"] == "recall":
         own = json.loads(OWN_RECALL.read_text())
+        floor = json.loads(RECALL_FLOOR.read_text())
+        known = {r["pairs"]: r["accuracy"] for r in floor["rows"]}[data["pairs"]]
         return (
             f"{first} Every step draws new examples of {data['pairs']} pairs, and "
             f"{count:,} fresh ones are scored: another task than this package's own "
             f"recall ({own['config']['data']['pairs']} pairs, {own['steps']} steps), "
             "with fewer pairs, which is easier, and fewer steps, chosen so that not "
-            "every attention solves it."
+            f"every attention solves it. Chance is {100 / floor['classes']:.0f} %; who "
+            f"knows the values but not their keys gets {100 * known:.1f} % by the most "
+            "frequent one (`experiments/results/recall_floor.json`)."
         )
     return (
         f"{first} It is trained on {FASHION - data['validation']:,} of the "
@@ -361,17 +369,17 @@ def _compared(row: dict) -> str:
 
 
 def _costs(row: dict, rate: dict | None) -> list[str]:
-    """Cells: kind, parameters, rates, energy, verdict, images/s.
+    """Cells: kind, parameters, rates, energy, verdict, examples/s.
 
-    rate: None where images/s were not measured.
+    rate: None where examples/s were not measured.
     """
     name = f"`{row['kind']}`" + (f", *{TEXT}*" if row["mark"] == TEXT else "")
     cells = [name, f"{row['parameters']:,}"]
     if folded := row["folded"]:
         within, verdict = folded["attention_firing_rate"], "yes"
         if not folded["addition_only"]:
-            place, why = folded["refused"][0]
-            verdict = f"**no**: {why} (`{place}`)"
+            places = (f"{why} (`{place}`)" for place, why in folded["refused"])
+            verdict = f"**no**: {', '.join(places)}"
         cells += [
             f"{100 * folded['firing_rate']:.1f}",
             "none" if within is None else f"{100 * within:.1f}",
@@ -384,7 +392,10 @@ def _costs(row: dict, rate: dict | None) -> list[str]:
         return [*cells, *(2 * ["not measured"])]
     return [
         *cells,
-        *(f"{rate[what]['median']:,.0f}" for what in ("training", "inference")),
+        *(
+            f"{r['median']:,.0f} ({r['min']:,.0f} to {r['max']:,.0f})"
+            for r in (rate["training"], rate["inference"])
+        ),
     ]
 
 

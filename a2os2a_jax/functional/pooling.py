@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Stride 2: [..., H, W, C] -> [..., ceil(H / 2), ceil(W / 2), C]."""
+    """Maxima of 3 x 3, stride 2: [..., H, W, C] -> [..., ⌈H / 2⌉, ⌈W / 2⌉, C]."""
     images = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
     y = _max_of_nine(images, 1, 2, 2)
     return y.reshape(*x.shape[:-3], *y.shape[1:])

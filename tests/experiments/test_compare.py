@@ -165,7 +165,10 @@ def test_rows_and_tables_come_from_the_runs_that_are_there(
         "gflops": 100.0,
         "rows": [
             {"task": task, "kind": kind, "batch": 64}
-            | {what: {"median": 12345.6} for what in ("training", "inference")}
+            | {
+                what: {"median": 12345.6, "min": 1e4, "max": 2e4}
+                for what in ("training", "inference")
+            }
             for task, kind in found
         ],
     }
@@ -181,13 +184,16 @@ def test_rows_and_tables_come_from_the_runs_that_are_there(
     assert f"| `dssa` | {mark} | needs a map | 55.00" in text
     assert (
         "| `dssa` | 7 | 25.0 | none | 250 | **no**: data times data (`block_0`) "
-        "| 12,346 | 12,346 |" in text
+        + 2 * "| 12,346 (10,000 to 20,000) "
+        + "|"
+        in text
     )
     assert "| `sasa` | *from the text* | needs" in text
     assert text.count("| `dssa` |") == 2 and "| `none` | a control |" in text
     assert "`vssa` is not run: the same function as ssa" in text
     assert "| `sasa`, *from the text* | 7 |" in text
     assert "Recall: `columnar` 1-128, 2 heads, T = 2; 400 steps of 64 examples" in text
+    assert "Chance is 10 %; who" in text and "gets 20.9 % by" in text
     assert "trained on 10,000 of the 60,000 training images" in text
 
 

@@ -48,16 +48,42 @@ def test_max_pool_is_the_same_where_it_is_differentiated(shape):
         assert (pulled * places).sum() == slope.sum()
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [
-        lambda x: max_pool(x.reshape(1, 4, 4, 1)),
-        lambda x: max_of_neighbours(x.reshape(1, 16, 1, 1), 4),
-        lambda x: max_of_entries(x.reshape(1, 4, 1, 4)),
-    ],
-    ids=["max_pool", "neighbours", "entries"],
-)
-def test_no_nan_is_hidden_with_a_gradient_or_without(pool):
+# Of the 16 entries of a map of 4 x 4
+POOLS = {
+    "max_pool": lambda x: max_pool(x.reshape(1, 4, 4, 1)),
+    "neighbours": lambda x: max_of_neighbours(x.reshape(1, 16, 1, 1), 4),
+    "entries": lambda x: max_of_entries(x.reshape(1, 4, 1, 4)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
+def test_every_dtype_is_kept(name, dtype):
+    x = jnp.asarray(np.random.default_rng(2).integers(-4, 5, 16))
+    got = POOLS[name](x.astype(dtype))
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, POOLS[name](x.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_it_maps_over_a_batch_with_slopes_of_slopes(name):
+    """A maximum is linear where it is smooth: of its square the second slope is 2."""
+    x = jnp.asarray(
+        np.random.default_rng(4).permutation(48).reshape(3, 16), jnp.float32
+    )
+
+    def energy(x):
+        return (POOLS[name](x) ** 2).sum()
+
+    curvature = jax.jit(jax.vmap(jax.hessian(energy)))(x)
+    for one, got in zip(x, curvature, strict=True):
+        slope = jax.jacobian(POOLS[name])(one).reshape(-1, 16)
+        np.testing.assert_array_equal(got, 2 * slope.T @ slope)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_no_nan_is_hidden_with_a_gradient_or_without(name):
+    pool = POOLS[name]
     for at in range(16):
         x = jnp.zeros(16).at[at].set(jnp.nan)
         value, _ = jax.jvp(pool, (x,), (x,))
