@@ -27,6 +27,18 @@ def same_precision():
     jax.config.update("jax_enable_x64", before)
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Half the time to compile, slower to compute, until the file ends.
+
+    For programs that are compiled once and run a few times, where no machine code is
+    what the test is about: whole commands, the blocks of the docs, augmentation.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64():
     """Makes jax compute in float64 during this test."""

@@ -16,6 +16,8 @@ from a2os2a_jax.train import metrics, setup
 from tests import fences
 from tests.fences import PAGES, ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Toy(nn.Module):
     """Stands in for a model: compiles at once."""

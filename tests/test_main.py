@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
@@ -388,14 +387,6 @@ def test_what_is_not_finite_ends_with_1_and_says_when(monkeypatch, tmp_path, cap
 
 
 # ---- whole runs
-
-
-@pytest.fixture
-def quick_compilation():
-    """Halves it, and it takes most of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 FILES = {

@@ -14,6 +14,8 @@ from a2os2a_jax.analysis.audit import rules
 from tests.analysis import brute_force as loops
 from tests.analysis.test_brute_force import BATCH, OPTIONS, SIZE, T, made
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def by_place(tallies, which):
     """{place: additions that are made}, of all kinds of addition."""

@@ -16,6 +16,8 @@ from a2os2a_jax.train import workdir as workdirs
 from a2os2a_jax.train.checkpoint import Checkpoints
 from tests.analysis.test_brute_force import made
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def config(**changes):
     c = configs.default()

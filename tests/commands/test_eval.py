@@ -15,6 +15,8 @@ from a2os2a_jax.train import finetune, loop, metrics, setup
 from a2os2a_jax.train import trained as trained_runs
 from a2os2a_jax.train.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Toy(nn.Module):
     """Compiles at once; any image size and T; better from step to step."""

@@ -20,12 +20,10 @@ from tests import forged  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
-def x64():
-    """Numbers that no rounding moves from one spike to another; quickly compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def x64(quick_compilation):
+    """Numbers that no rounding moves from one spike to another."""
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Forged:

@@ -10,6 +10,7 @@ from a2os2a_jax import main
 from a2os2a_jax.commands import preview
 from a2os2a_jax.train import setup, workdir
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -12,13 +12,7 @@ from a2os2a_jax import models
 from a2os2a_jax.commands import probe
 from a2os2a_jax.train import checkpoint, loop, metrics, setup, step
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Halves it, and it takes most of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # ---- features

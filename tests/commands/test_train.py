@@ -11,6 +11,7 @@ from a2os2a_jax.commands import train
 from a2os2a_jax.data.sources import fake
 from a2os2a_jax.train import loop, setup
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 RESULT = {
     "config": {
         "model": {

@@ -8,6 +8,7 @@ from PIL import Image, ImageEnhance
 
 from a2os2a_jax.data import augment
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 AFFINE = jax.jit(augment.affine)
 STATIC, VIDEO = (6, 9, 8, 2), (4, 3, 9, 8, 2)

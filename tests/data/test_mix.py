@@ -7,6 +7,7 @@ import pytest
 
 from a2os2a_jax.data import mix
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 STATIC, VIDEO = (6, 8, 10, 2), (6, 3, 8, 10, 2)
 ON, OFF = jnp.array(True), jnp.array(False)

@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from a2os2a_jax.data import augment, randaugment
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 SIZE = 32
 FILL = (125, 120, 112)

@@ -21,13 +21,7 @@ from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.step import TrainState
 from a2os2a_jax.train.workdir import write_json
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Halves it, and it takes most of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Toy(nn.Module):

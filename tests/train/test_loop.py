@@ -19,13 +19,7 @@ from a2os2a_jax.train.checkpoint import Checkpoints
 
 EPOCH, STEPS, LOG = 7, 14, 3  # steps
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Halves it, and it takes most of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Toy(nn.Module):
