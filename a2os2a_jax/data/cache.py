@@ -112,12 +112,16 @@ def user_folder(name: str, home: str | Path, what: str) -> Path:
     return user / "a2os2a_jax" / f"{name.replace('/', '-')}-{place:08x}" / what
 
 
-def stamp(home: str | Path, files: Sequence[Path]) -> str:
-    """Changes when one of the files below `home` comes, goes, or is written anew."""
+def stamp(home: str | Path, files: Sequence[Path], *, times: bool = True) -> str:
+    """Changes when one of the files below `home` comes, goes, or is written anew.
+
+    times: look at the times of change, too; without them a copy has the same stamp.
+    """
     value = 0
     for path in files:
         state = path.stat()
-        line = f"{path.relative_to(home)}\0{state.st_size}\0{state.st_mtime_ns}\n"
+        line = f"{path.relative_to(home)}\0{state.st_size}"
+        line += f"\0{state.st_mtime_ns}\n" if times else "\n"
         value = zlib.crc32(os.fsencode(line), value)
     return f"{len(files)} files, {value:08x}"
 

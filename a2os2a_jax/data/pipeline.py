@@ -177,6 +177,8 @@ class Dataset:
       about: one line on what it is and where it comes from.
       note: what a result has to say of the copy that it was made on; "" for nothing.
       stored, crop: see `Spec`.
+      stamp: changes when the files that it was read from do, and is the same for a copy
+        of them (`cache.stamp` without times, say); "" for sets that have no files.
     """
 
     name: str
@@ -192,6 +194,7 @@ class Dataset:
     note: str = ""
     stored: tuple[int, int] | None = None
     crop: float = 1.0
+    stamp: str = ""
 
     @property
     def black(self) -> tuple[float, ...]:
