@@ -13,17 +13,18 @@ The general leaky neuron is
          = h[t] - v_th s[t]                                    soft reset
 
 with v[0] = v_reset. LIF fires Θ(h - v_th), the ternary neuron sign(h) [|h| >= v_th], IF
-has no leak (1 - 1/tau -> 1), PLIF is LIF with an array for tau.
+has no leak (1 - 1/tau -> 1), PLIF is LIF that learns w, with 1/tau = sigmoid(w).
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from a2os2a_jax.functional import surrogate
+from a2os2a_jax.functional import checks, surrogate
 
 ATAN = surrogate.atan()
 MAX_UNROLL = 16  # timesteps up to which `unroll` leaves no loop for XLA to run
@@ -93,20 +94,26 @@ def integer_init(shape: tuple[int, ...], dtype=jnp.float32):
     return IntegerState(_rest(shape, dtype, 0.0))
 
 
-def _check(name: str, state: NamedTuple, current: jax.Array) -> None:
+def _input(name: str, state: NamedTuple, current: jax.Array) -> jax.Array:
+    """`current` in the dtype of the membrane; ValueError for another shape."""
+    current = jnp.asarray(current)
     if state.v.shape != current.shape:
         raise ValueError(
             f"{name}: state {state.v.shape} and input {current.shape} differ in shape"
         )
+    return current.astype(state.v.dtype)
 
 
 def check_options(name, *, v_th, v_reset, soft_reset, tau=2.0) -> None:
-    """ValueError, in the name of `name`, for what no neuron can have."""
-    if isinstance(tau, int | float) and not tau >= 1:
+    """ValueError, in the name of `name`, for what no neuron can have.
+
+    Arrays are looked at in every entry; values that are traced pass.
+    """
+    if checks.fails(operator.ge, tau, 1):
         raise ValueError(f"{name}: tau is {tau}, expected >= 1 (in timesteps)")
-    if isinstance(v_th, int | float) and not v_th > v_reset:
+    if checks.fails(operator.gt, v_th, v_reset):
         raise ValueError(f"{name}: v_th is {v_th}, expected > v_reset = {v_reset}")
-    if soft_reset and v_reset != 0:
+    if soft_reset and checks.fails(operator.eq, v_reset, 0):
         raise ValueError(f"{name}: v_reset is {v_reset}, expected 0 with soft_reset")
 
 
@@ -117,10 +124,19 @@ def charge(
     tau: float | jax.Array = 2.0,
     decay_input: bool = False,
     v_reset: float = 0.0,
+    w: jax.Array | None = None,
 ) -> jax.Array:
-    """The membrane h[t] before firing, from v[t-1] and x[t] (see the module's text)."""
-    decay = 1 - 1 / tau
-    drive = x / tau if decay_input else x
+    """The membrane h[t] before firing, from v[t-1] and x[t] (see the module's text).
+
+    With `w` 1/tau is sigmoid(w), and tau is not looked at: the leak 1 - 1/tau is
+    sigmoid(-w), which has a finite slope at every w, where 1/sigmoid(w) overflows.
+    """
+    if w is None:
+        decay = 1 - 1 / tau
+        drive = x / tau if decay_input else x
+    else:
+        decay = jax.nn.sigmoid(-w)
+        drive = x * jax.nn.sigmoid(w) if decay_input else x
     if v_reset:
         return v_reset + decay * (v - v_reset) + drive
     return decay * v + drive
@@ -162,10 +178,10 @@ def if_step(
 
     Args, Returns, Raises: as `lif_step`.
     """
-    _check("if_step", state, current)
+    x = _input("if_step", state, current)
     how = dict(v_th=v_th, v_reset=v_reset, soft_reset=soft_reset)
     check_options("if_step", **how)
-    h = state.v + current.astype(state.v.dtype)
+    h = state.v + x
     s = spike_fn(h - v_th)
     return IFState(_reset(h, s, s, detach_reset=detach_reset, **how)), s
 
@@ -181,6 +197,7 @@ def lif_step(
     soft_reset: bool = False,
     detach_reset: bool = True,
     spike_fn: surrogate.SpikeFn = ATAN,
+    w: jax.Array | None = None,
 ) -> tuple[LIFState, jax.Array]:
     """One timestep of leaky integrate-and-fire: charge, fire, reset.
 
@@ -191,13 +208,16 @@ def lif_step(
     Args:
       state: v [...].
       current: [...] input x[t], of the shape of state.v.
-      tau: time constant in timesteps, >= 1; an array broadcasting to [...] makes PLIF.
-      v_th: threshold, in the units of v.
+      tau: time constant in timesteps, >= 1; a number, or an array broadcasting to
+        [...].
+      v_th: threshold, in the units of v; likewise.
       v_reset: where a hard reset leads and the leak tends to (see the module's text).
       decay_input: divide the input by tau, as SpikingJelly's LIF does.
       soft_reset: subtract v_th instead of returning to v_reset.
       detach_reset: let no gradient through s in the reset.
       spike_fn: see `surrogate`.
+      w: of PLIF, in place of tau: 1/tau = sigmoid(w), a number or an array broadcasting
+        to [...]; the parameter to learn, since its gradient is finite everywhere.
     Returns:
       (state, spikes), spikes [...] in {0, 1}, dtype of state.v. As a scan body:
         _, s = jax.lax.scan(lif_step, lif_init(x.shape[1:]), x)      # x [T, ...]
@@ -206,11 +226,10 @@ def lif_step(
     Source: Guo et al. 2025, arXiv:2503.00226; tau learnable: Fang et al. 2021,
       arXiv:2007.05785.
     """
-    _check("lif_step", state, current)
+    x = _input("lif_step", state, current)
     how = dict(v_th=v_th, v_reset=v_reset, soft_reset=soft_reset)
     check_options("lif_step", tau=tau, **how)
-    x = current.astype(state.v.dtype)
-    h = charge(state.v, x, tau=tau, decay_input=decay_input, v_reset=v_reset)
+    h = charge(state.v, x, tau=tau, decay_input=decay_input, v_reset=v_reset, w=w)
     s = spike_fn(h - v_th)
     return LIFState(_reset(h, s, s, detach_reset=detach_reset, **how)), s
 
@@ -226,6 +245,7 @@ def ternary_step(
     soft_reset: bool = False,
     detach_reset: bool = True,
     spike_fn: surrogate.SpikeFn = ATAN,
+    w: jax.Array | None = None,
 ) -> tuple[TernaryState, jax.Array]:
     """One timestep of the ternary leaky neuron.
 
@@ -238,11 +258,10 @@ def ternary_step(
       (state, spikes), spikes [...] in {-1, 0, 1}.
     Source: Guo et al. 2025, arXiv:2503.00226, eq. 25-27.
     """
-    _check("ternary_step", state, current)
+    x = _input("ternary_step", state, current)
     how = dict(v_th=v_th, v_reset=v_reset, soft_reset=soft_reset)
     check_options("ternary_step", tau=tau, **how)
-    x = current.astype(state.v.dtype)
-    h = charge(state.v, x, tau=tau, decay_input=decay_input, v_reset=v_reset)
+    h = charge(state.v, x, tau=tau, decay_input=decay_input, v_reset=v_reset, w=w)
     s = surrogate.ternary(spike_fn, v_th)(h)
     fired = _magnitude(s)
     return TernaryState(_reset(h, s, fired, detach_reset=detach_reset, **how)), s
@@ -297,11 +316,11 @@ def guo_step(
       ValueError: shapes differ, an unknown form, threshold <= 0.
     Source: Guo et al., Ternary Spike, AAAI 2024, arXiv:2312.06372, public code.
     """
-    _check("guo_step", state, current)
-    if not threshold > 0:
-        raise ValueError(f"guo_step: threshold is {threshold}, expected > 0")
+    x, threshold = _input("guo_step", state, current), checks.plain(threshold)
+    if not isinstance(threshold, int | float) or not threshold > 0:
+        raise ValueError(f"guo_step: threshold is {threshold}, expected a number > 0")
     spike = _guo(form, threshold)
-    u = decay * state.v + current.astype(state.v.dtype)
+    u = decay * state.v + x
     s = spike(u)
     fired = _magnitude(s) if form == "ternary" else s
     return GuoState(u * (1 - fired)), s
@@ -345,10 +364,10 @@ def integer_step(
     Source: Yao et al. (E-SpikeFormer), arXiv:2411.16061; Luo et al. (SpikeYOLO),
       arXiv:2407.20708.
     """
-    _check("integer_step", state, current)
-    if levels < 1:
+    x, levels = _input("integer_step", state, current), checks.plain(levels)
+    if not isinstance(levels, int) or levels < 1:
         raise ValueError(f"integer_step: levels is {levels}, expected an integer >= 1")
-    u = state.v + current.astype(state.v.dtype)
+    u = state.v + x
     s = _rounded(levels)(u)
     left = u - (jax.lax.stop_gradient(s) if detach_reset else s)
     return IntegerState(beta * left), s / levels if normalise else s
@@ -377,7 +396,8 @@ def unroll(
     Args:
       step: (state, x[t]) -> (state, spikes), options bound with functools.partial.
       init: (shape, dtype) -> state at rest, used when `state` is None.
-      x: input with time on `axis`; T = 0 is allowed and returns the state untouched.
+      x: input with time on `axis`, an array or nested lists; T = 0 is allowed and
+        returns the state untouched.
       axis: the time axis.
       state: where an earlier call left off (its returned state).
       return_state: also hand back the state after the last step.
@@ -386,6 +406,7 @@ def unroll(
     Raises:
       ValueError: x has no axis `axis`.
     """
+    x = jnp.asarray(x)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"unroll: x {x.shape} has no axis {axis}")
     xs = jnp.moveaxis(x, axis, 0)

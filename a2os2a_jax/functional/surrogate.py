@@ -11,10 +11,13 @@ All take x = membrane - threshold, in the units of the membrane, elementwise, an
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from a2os2a_jax.functional import checks
 
 SpikeFn = Callable[[jax.Array], jax.Array]
 
@@ -49,7 +52,7 @@ def from_curve(curve: SpikeFn, step: SpikeFn = heaviside) -> SpikeFn:
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
+    if checks.fails(operator.gt, value, 0):
         raise ValueError(f"{name}: got {value}, expected a number > 0")
 
 
@@ -62,9 +65,10 @@ def _cached(make: Callable[..., SpikeFn]) -> Callable[..., SpikeFn]:
     def factory(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        if bound.args not in made:
-            made[bound.args] = make(*bound.args)
-        return made[bound.args]
+        key = tuple(map(checks.plain, bound.args))
+        if key not in made:
+            made[key] = make(*key)
+        return made[key]
 
     return factory
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from a2os2a_jax.functional import checks
 from a2os2a_jax.models import qkformer, spikingresformer
 from a2os2a_jax.models.columnar import READOUTS, STEMS, Columnar
 from a2os2a_jax.models.families import FAMILIES, Family
@@ -90,6 +91,10 @@ def build(
     Raises:
       ValueError: names what was got and what was expected.
     """
+    num_classes, image_size = checks.plain((num_classes, image_size))
+    in_channels, timesteps = checks.plain((in_channels, timesteps))
+    heads, mlp_ratio, drop_path = checks.plain((heads, mlp_ratio, drop_path))
+    patch_sizes, group_size = checks.plain((patch_sizes, group_size))
     if name not in FAMILIES:
         raise ValueError(f"model.name: got {name!r}, expected {_or(FAMILIES)}")
     own = FAMILIES[name]

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from a2os2a_jax.functional import attention, neurons, pooling
+from a2os2a_jax.functional import attention, checks, neurons, pooling
 from a2os2a_jax.modules import neuron
 from a2os2a_jax.modules.conv import RepConv
 from a2os2a_jax.modules.linear import conv, conv3x3, linear, param_dtype
@@ -210,7 +210,8 @@ def resolve(options: str | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: an unknown kind, option or value, or an option that the kind has not.
     """
-    options = {"kind": options} if isinstance(options, str) else dict(options)
+    options = {"kind": options} if isinstance(options, str) else options
+    options = {key: checks.plain(value) for key, value in options.items()}
     kind = options.pop("kind", "a2os2a")
     if kind not in KINDS:
         raise ValueError(

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from a2os2a_jax.functional import neurons, spikes, surrogate
+from a2os2a_jax.functional import checks, neurons, spikes, surrogate
 
 
 class Neuron(nn.Module):
@@ -36,6 +36,7 @@ class Neuron(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
         init, step, distance = self.dynamics()
         streaming = (
             self.is_mutable_collection("membrane") and not self.is_initializing()
@@ -109,14 +110,15 @@ class LIF(Neuron):
     _init, _step = staticmethod(neurons.lif_init), staticmethod(neurons.lif_step)
 
     def dynamics(self):
-        tau = self.tau
+        w = None
         if self.learn_tau:
             if not self.tau > 1:
                 raise ValueError(f"learn_tau: tau starts at {self.tau}, expected > 1")
             start = nn.initializers.constant(-math.log(self.tau - 1))
             dtype = neurons.membrane_dtype(self.dtype or jnp.float32)
-            tau = 1 / jax.nn.sigmoid(self.param("w", start, (), dtype))
-        how = dict(tau=tau, decay_input=self.decay_input, v_reset=self.v_reset)
+            w = self.param("w", start, (), dtype)
+        how = dict(tau=self.tau, w=w, decay_input=self.decay_input)
+        how |= dict(v_reset=self.v_reset)
         step = functools.partial(
             self._step,
             v_th=self.v_th,
@@ -207,7 +209,8 @@ def resolve(options: Mapping[str, Any] | None) -> dict[str, Any]:
         raise ValueError(
             f"neuron: got {unknown}, expected options in {sorted(DEFAULTS)}"
         )
-    full = DEFAULTS | {k: v for k, v in options.items() if v is not None}
+    given = {key: checks.plain(value) for key, value in options.items()}
+    full = DEFAULTS | {k: v for k, v in given.items() if v is not None}
     if full["rule"] not in RULES:
         raise ValueError(f"neuron.rule: got {full['rule']!r}, expected one of {RULES}")
     if full["rule"] == "guo":

@@ -113,8 +113,8 @@ def layer_scales(params: Any, decay: float) -> Any:
     """decay^(L - i) for each parameter of layer i: the head is layer L, with factor 1.
 
     Layer 0 is the stem, layer i + 1 the i-th block, through all stages; what leads into
-    a stage is of the layer of its first block. Source: Clark et al. 2020,
-    arXiv:2003.10555; here by block.
+    a stage is of the layer of its first block. A neuron before the head is the head's.
+    Source: Clark et al. 2020, arXiv:2003.10555; here by block.
     """
     names = _names(params)
     found = [re.match(r"(?:stage_(\d+)/)?(?:block_(\d+)/)?", name) for name in names]
@@ -127,7 +127,7 @@ def layer_scales(params: Any, decay: float) -> Any:
     def layer(name: str, place: tuple[int, str | None]) -> int:
         stage, block = place
         before = sum(n for other, n in lengths.items() if other < stage)
-        if name.startswith("head/"):
+        if re.match(r"head(_\w+)?/", name):  # and its neuron, where it has one
             return last
         if block is None and stage < 2:  # the first stage begins with a stem
             return 0

@@ -211,7 +211,9 @@ def test_another_threshold_of_guo_is_another_unit(form):
     np.testing.assert_array_equal(potentials, 8 * np.asarray(v))
     slope = jax.jit(jax.grad(summed), static_argnums=1)
     np.testing.assert_allclose(8 * slope(8 * x, wide), slope(x, step), rtol=1e-6)
-    with pytest.raises(ValueError, match="guo_step: threshold is 0, expected > 0"):
+    with pytest.raises(
+        ValueError, match="guo_step: threshold is 0, expected a number > 0"
+    ):
         neurons.guo_step(init((40,)), x[0], threshold=0)
 
 
@@ -414,6 +416,65 @@ def test_refusals_name_step_got_and_expected(kind, options, message):
         step(init((1,)), jnp.zeros(1), **options)
 
 
+@pytest.mark.parametrize("kind", LEAKY)
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.array, jnp.asarray])
+def test_numbers_are_checked_whatever_their_type(kind, number):
+    init, step = STEPS[kind]
+    for key, value in [("tau", 0.5), ("v_th", -1.0), ("v_th", float("nan"))]:
+        with pytest.raises(ValueError, match=f"{kind}_step: {key} is "):
+            step(init((1,)), jnp.zeros(1), **{key: number(value)})
+    with pytest.raises(ValueError, match=r"tau is \[2.+0.5"):
+        step(init((2,)), jnp.zeros(2), tau=number([2.0, 0.5]))
+
+
+@pytest.mark.parametrize("levels", [2.5, np.array([2, 3])])
+def test_levels_are_one_integer(levels):
+    with pytest.raises(ValueError, match="levels is .*, expected an integer >= 1"):
+        neurons.integer_step(neurons.integer_init((2,)), jnp.zeros(2), levels=levels)
+
+
+def test_a_threshold_for_each_of_the_earlier_neurons_is_refused():
+    state = neurons.guo_init((2,))
+    with pytest.raises(ValueError, match="expected a number > 0"):
+        neurons.guo_step(state, jnp.zeros(2), threshold=jnp.array([0.5, 1.0]))
+
+
+@pytest.mark.parametrize("kind", RESETTING)
+def test_a_threshold_for_each_neuron_is_learnt(kind, x64):
+    """Arrays, traced or not, are what one number is for each neuron by itself."""
+    init, step = bind(kind)
+    x, v_th = jnp.array([[0.8, -1.4, 2.1]] * 2), jnp.array([0.7, 1.0, 3.0])
+
+    def total(v_th, x):
+        options = functools.partial(step, v_th=v_th)
+        s = neurons.unroll(options, init, x)
+        return (s * jnp.arange(1.0, 1 + x.size).reshape(x.shape)).sum(), s
+
+    slopes, spikes = jax.jit(jax.grad(total, has_aux=True))(v_th, x)
+    for i in range(3):
+        alone = neurons.unroll(
+            functools.partial(step, v_th=float(v_th[i])), init, x[:, i]
+        )
+        np.testing.assert_array_equal(spikes[:, i], alone)
+    assert np.isfinite(slopes).all() and (np.abs(slopes) > 1e-3).all()
+
+
+# --- what comes in --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.filterwarnings("error")
+def test_lists_and_numpy_arrays_are_taken(kind):
+    init, step = STEPS[kind]
+    x = [[0.6, 1.5, -1.2], [0.6, 0.3, 2.4]]
+    want = neurons.unroll(step, init, jnp.array(x))
+    for given in (x, np.array(x, np.float64), np.array(x, np.float32)):
+        np.testing.assert_array_equal(neurons.unroll(step, init, given), want)
+        state, s = step(init((3,)), given[0])
+        np.testing.assert_array_equal(s, want[0])
+        assert s.dtype == state.v.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("shape, axis", [((), 0), ((3, 2), 2), ((3, 2), -3)])
 def test_a_missing_time_axis_is_refused(shape, axis):
     message = re.escape(f"unroll: x {shape} has no axis {axis}")
@@ -422,6 +483,40 @@ def test_a_missing_time_axis_is_refused(shape, axis):
 
 
 # --- gradients ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay_input", [False, True], ids=["paper", "library"])
+@pytest.mark.parametrize("kind", LEAKY)
+def test_the_slope_of_plif_is_finite_at_every_w(kind, decay_input):
+    """Where 1/sigmoid(w) squared overflows, too; it is that of the equation."""
+    init, step = bind(kind, decay_input=decay_input, v_reset=-0.5)
+    x = jnp.array([0.3, 0.2, 0.9])
+
+    def membrane(w):
+        state = init(())
+        for x_t in x:
+            state, _ = step(state, x_t, w=w)
+        return state.v
+
+    w = jnp.array([-200.0, -88.0, -44.0, -3.0, 0.0, 3.0, 44.0, 200.0])
+    values, slopes = jax.vmap(jax.value_and_grad(membrane))(w)
+    assert np.isfinite(values).all() and np.isfinite(slopes).all()
+    assert abs(slopes[3]) > 1e-3 and abs(slopes[4]) > 1e-3
+
+
+def test_w_is_tau_by_another_name(x64):
+    w = jnp.array([-3.0, 0.0, 1.5])
+    x = jnp.array([[0.3, 2.0, 0.4], [0.9, -0.2, 0.6]])
+    init, step = bind("lif", decay_input=True)
+
+    def run(**options):
+        return neurons.unroll(functools.partial(step, **options), init, x)
+
+    np.testing.assert_array_equal(run(w=w), run(tau=1 / jax.nn.sigmoid(w)))
+    state, _ = step(init((3,)), x[0], w=w)
+    other, _ = step(init((3,)), x[0], tau=1 / jax.nn.sigmoid(w))
+    np.testing.assert_allclose(state.v, other.v, rtol=1e-14)
+
 
 SURROGATES = {name: make() for name, make in surrogate.NAMED.items()}
 RESETS = list(itertools.product([False, True], [False, True]))

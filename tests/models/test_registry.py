@@ -704,3 +704,14 @@ def test_what_cannot_be_kept_raises(fresh):
     model, images, variables = fresh
     with pytest.raises(Exception, match="batch_stats"):
         jax.eval_shape(lambda: model.apply(variables, images, train=True))
+
+
+def test_scalars_of_numpy_are_taken_as_pythons_are():
+    options = dict(timesteps=2, heads=2, in_channels=3, mlp_ratio=2, drop_path=0.5)
+    given = {key: np.asarray(value)[()] for key, value in options.items()}
+    same = dict(num_classes=3, image_size=8, attention=dict(kind="vssa", scale=0.125))
+    numpy = dict(num_classes=np.int64(3), image_size=np.uint8(8))
+    numpy |= dict(attention=dict(kind="vssa", scale=np.float32(0.125)))
+    assert models.build("columnar", "1-16", **given, **numpy) == models.build(
+        "columnar", "1-16", **options, **same
+    )

@@ -72,7 +72,7 @@ CASES = {  # module, its equations
         leaky(tau=4.0, v_th=0.25, decay=True, rest=-0.25),
     ),
     "lif soft": (neuron.LIF(soft_reset=True), leaky(soft=True)),
-    "plif": (neuron.LIF(tau=4.0, learn_tau=True), leaky(tau=4.0)),
+    "plif": (neuron.LIF(tau=4.0, learn_tau=True, dtype=jnp.float64), leaky(tau=4.0)),
     "ternary": (neuron.Ternary(), leaky(ternary=True)),
     "ternary soft": (
         neuron.Ternary(v_th=0.5, soft_reset=True),
@@ -231,6 +231,20 @@ def test_tau_is_learnt(x64):
     np.testing.assert_allclose(got, theirs(w), rtol=1e-10)
 
 
+@pytest.mark.parametrize("module", [neuron.LIF, neuron.Ternary])
+def test_the_gradient_of_a_long_time_constant_is_finite(module):
+    """In float32, where 1/sigmoid(w) squared is infinite from w = -44 on."""
+    module, x = module(learn_tau=True), jnp.asarray(X, jnp.float32)
+
+    @jax.jit
+    @jax.vmap
+    @jax.grad
+    def slope(w):
+        return (module.apply({"params": {"w": w}}, x) * jnp.cos(x)).sum()
+
+    assert np.isfinite(slope(jnp.array([-100.0, -44.0, 0.0, 44.0, 100.0]))).all()
+
+
 def test_options_reach_the_step(x64):
     """Surrogate and detach_reset change gradients and nothing else."""
     x = jnp.asarray(X)
@@ -316,6 +330,21 @@ def test_resolve_refuses(options, words):
         neuron.resolve(options)
     message = str(error.value)
     assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.array])
+def test_scalars_of_numpy_are_numbers(kind):
+    assert neuron.resolve(dict(tau=kind(2))) == neuron.resolve(dict(tau=2))
+    assert neuron.resolve(dict(soft_reset=np.bool_(True)))["soft_reset"] is True
+    with pytest.raises(ValueError, match="v_th is 0"):
+        neuron.resolve(dict(v_th=kind(0)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numpy_arrays_are_taken():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4))
+    want = neuron.LIF().apply({}, jnp.asarray(x))
+    np.testing.assert_array_equal(neuron.LIF().apply({}, x), want)
 
 
 def test_make_gives_the_neuron_that_options_name():

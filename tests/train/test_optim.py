@@ -227,7 +227,7 @@ def test_every_optimizer_goes_down(name):
 
 def test_each_layer_below_the_head_has_its_rate_times_the_decay():
     names = ["stem/conv_0/kernel", "block_0/a/kernel", "block_1/a/kernel"]
-    names += ["head/kernel", "block_10/a/bias"]
+    names += ["head/kernel", "block_10/a/bias", "head_neuron/w", "stem_neuron/w"]
     nested = {}
     for name in names:
         *parents, last = name.split("/")
@@ -236,11 +236,11 @@ def test_each_layer_below_the_head_has_its_rate_times_the_decay():
             room = room.setdefault(parent, {})
         room[last] = jnp.ones(1)
     scales = optim.layer_scales(nested, 0.5)
-    assert scales["head"]["kernel"] == 1
+    assert scales["head"]["kernel"] == scales["head_neuron"]["w"] == 1
     assert scales["block_10"]["a"]["bias"] == 0.5
     assert scales["block_1"]["a"]["kernel"] == 0.5**10
     assert scales["block_0"]["a"]["kernel"] == 0.5**11
-    assert scales["stem"]["conv_0"]["kernel"] == 0.5**12
+    assert scales["stem"]["conv_0"]["kernel"] == scales["stem_neuron"]["w"] == 0.5**12
     plain = optim.make(lambda step: 0.5, weight_decay=0.1)
     tx = optim.make(lambda step: 0.5, weight_decay=0.1, layer_decay=0.5)
     grads = jax.tree.map(lambda x: 3 * x, nested)
