@@ -21,7 +21,9 @@ Fire = Callable[[jax.Array], jax.Array]  # a neuron: sums to spikes of the same 
 Pool = Callable[[jax.Array], jax.Array]  # spikes to spikes of the same shape
 
 
-def _check(name: str, q: jax.Array, k: jax.Array, v: jax.Array, order: str) -> None:
+def _arrays(name: str, q, k, v, order: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(q, k, v) as arrays; ValueError, in the name of `name`, if they do not fit."""
+    q, k, v = map(jnp.asarray, (q, k, v))
     if q.ndim < 3 or k.shape != v.shape:
         raise ValueError(
             f"{name}: got q {q.shape}, k {k.shape}, v {v.shape}, expected "
@@ -33,14 +35,18 @@ def _check(name: str, q: jax.Array, k: jax.Array, v: jax.Array, order: str) -> N
         )
     if order not in ORDERS:
         raise ValueError(f"{name}: order is {order!r}, expected one of {ORDERS}")
+    return q, k, v
 
 
-def _check_alike(name: str, q: jax.Array, k: jax.Array) -> None:
+def _alike(name: str, q, k) -> tuple[jax.Array, jax.Array]:
+    """(q, k) as arrays; ValueError, in the name of `name`, if their shapes differ."""
+    q, k = jnp.asarray(q), jnp.asarray(k)
     if q.ndim < 3 or q.shape != k.shape:
         raise ValueError(
             f"{name}: got q {q.shape}, k {k.shape}, expected one shape "
             "[..., N, heads, d]"
         )
+    return q, k
 
 
 def _sum(x: jax.Array, axis: int) -> jax.Array:
@@ -95,7 +101,7 @@ def a2os2a(q: jax.Array, k: jax.Array, v: jax.Array, order: str = "auto") -> jax
       ValueError: shapes that do not fit, an unknown order.
     Source: Guo et al. 2025, arXiv:2503.00226.
     """
-    _check("a2os2a", q, k, v, order)
+    q, k, v = _arrays("a2os2a", q, k, v, order)
     return _product(q, k, v, order)
 
 
@@ -175,7 +181,7 @@ def integer(
 
 
 def _scaled(name, q, k, v, scale, order):
-    _check(name, q, k, v, order)
+    q, k, v = _arrays(name, q, k, v, order)
     return _product(q, k, v, order) * (q.shape[-1] ** -0.5 if scale is None else scale)
 
 
@@ -209,7 +215,7 @@ def statten(
         an unknown order.
     Source: Lee et al. 2024 (STAtten), arXiv:2409.19764, with chunk = 2.
     """
-    _check("statten", q, k, v, order)
+    q, k, v = _arrays("statten", q, k, v, order)
     if q.ndim < 4:
         raise ValueError(f"statten: got q {q.shape}, expected [..., T, N, heads, d]")
     steps = q.shape[-4]
@@ -253,7 +259,7 @@ def xnor(
       ValueError: shapes that do not fit, an unknown order, an alpha that is no scalar.
     Source: Xiao et al. 2025, Rethinking Spiking Self-Attention Mechanism, CVPR.
     """
-    _check("xnor", q, k, v, order)
+    q, k, v = _arrays("xnor", q, k, v, order)
     if jnp.ndim(alpha):
         raise ValueError(
             f"xnor: got alpha of shape {jnp.shape(alpha)}, expected a number"
@@ -308,7 +314,7 @@ def sdsa(
       ValueError: shapes that do not fit.
     Source: Yao et al. 2023 (Spike-Driven Transformer), arXiv:2307.01694, SDSA-1.
     """
-    _check("sdsa", q, k, v, "auto")
+    q, k, v = _arrays("sdsa", q, k, v, "auto")
     pool = pool or (lambda x: x)
     pool_products = pool_products or pool
     a = fire(_sum(pool_products(pool(k) * pool(v)), -3))
@@ -336,7 +342,7 @@ def sasa(q: jax.Array, k: jax.Array, fire: Fire) -> jax.Array:
       ValueError: shapes that differ.
     Source: Zhang et al. 2024 (SAFormer), arXiv:2412.13553.
     """
-    _check_alike("sasa", q, k)
+    q, k = _alike("sasa", q, k)
     return sdsa(q, k, q, fire)
 
 
@@ -357,7 +363,7 @@ def qk_token(q: jax.Array, k: jax.Array, fire: Fire) -> jax.Array:
       ValueError: shapes that differ.
     Source: Zhou et al. 2024 (QKFormer), arXiv:2403.16552.
     """
-    _check_alike("qk_token", q, k)
+    q, k = _alike("qk_token", q, k)
     return fire(_sum(q, -1)).astype(k.dtype) * k
 
 
@@ -379,7 +385,7 @@ def qk_channel(q: jax.Array, k: jax.Array, fire: Fire) -> jax.Array:
       ValueError: shapes that differ.
     Source: as `qk_token`.
     """
-    _check_alike("qk_channel", q, k)
+    q, k = _alike("qk_channel", q, k)
     return fire(_sum(q, -3)).astype(k.dtype) * k
 
 
@@ -534,7 +540,7 @@ def bsa(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _shifted(name, q, k, v):
-    _check(name, q, k, v, "qk_v")
+    q, k, v = _arrays(name, q, k, v, "qk_v")
     wide = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
     scores = jnp.einsum("...nhd,...mhd->...hnm", q, k, preferred_element_type=wide)
     weights = shiftmax(scores).astype(v.dtype)

@@ -8,13 +8,17 @@ import numpy as np
 
 
 def fails(test: Callable[[Any, Any], Any], value: Any, limit: Any) -> bool:
-    """True if test(value, limit) is false in an entry, as it is for NaN.
+    """True if test(value, limit) is false in an entry, or no number is there.
 
-    Values that are traced have no answer yet: they pass, and leave nothing in a jaxpr.
+    NaN fails every test. Values that are traced have no answer yet: they pass, and
+    leave nothing in a jaxpr.
     """
     if any(isinstance(x, jax.core.Tracer) for x in (value, limit)):
         return False
-    return not np.all(test(np.asarray(value), np.asarray(limit)))
+    try:
+        return not np.all(test(np.asarray(value), np.asarray(limit)))
+    except TypeError:  # None, text
+        return True
 
 
 def plain(value: Any) -> Any:

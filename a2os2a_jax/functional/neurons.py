@@ -101,7 +101,7 @@ def _input(name: str, state: NamedTuple, current: jax.Array) -> jax.Array:
         raise ValueError(
             f"{name}: state {state.v.shape} and input {current.shape} differ in shape"
         )
-    return current.astype(state.v.dtype)
+    return current.astype(jnp.result_type(state.v))
 
 
 def check_options(name, *, v_th, v_reset, soft_reset, tau=2.0) -> None:

@@ -280,6 +280,16 @@ def test_shapes_that_do_not_fit_are_refused_by_name(name, q, k, v):
         OF_THREE[name](jnp.zeros(q), jnp.zeros(k), jnp.zeros(v))
 
 
+@pytest.mark.parametrize("name", OF_THREE)
+@pytest.mark.filterwarnings("error")
+def test_lists_and_numpy_arrays_are_taken(name):
+    f, arrays = OF_THREE[name], binary((2, 3, 2, 4))
+    want = f(*arrays)
+    for made in (np.ndarray.tolist, lambda x: x.astype(np.float64)):
+        given = [made(np.asarray(x)) for x in arrays]
+        np.testing.assert_array_equal(f(*given), want)
+
+
 @pytest.mark.parametrize("name", ["sasa", "qk_token", "qk_channel"])
 @pytest.mark.parametrize("q, k", [((6, 4), (6, 4)), ((6, 2, 4), (5, 2, 4))])
 def test_query_and_key_of_two_shapes_are_refused_by_name(name, q, k):

@@ -14,6 +14,8 @@ def test_a_comparison_fails_where_it_does_not_hold(number):
     assert checks.fails(operator.gt, number(float("nan")), 0)
     assert not checks.fails(operator.ge, number(0.5), 0.5)
     assert checks.fails(operator.gt, np.array([1.0, 0.5]), number(0.5))
+    assert checks.fails(operator.gt, None, number(0.5))
+    assert checks.fails(operator.gt, "1", number(0.5))
 
 
 def test_traced_values_pass_and_leave_nothing_behind():
