@@ -52,12 +52,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 def first(config: ConfigDict, parts: Parts, step: int = 0) -> dict[str, np.ndarray]:
     """The batch of a step, counted from 0, as the model gets it; see `run`."""
     split, batch = parts.dataset.train, config.train.batch
-    how = dict(seed=config.seed, size=split.size, batch=batch, fresh=split.fresh)
-
-    def order(step: int) -> np.ndarray:
-        return pipeline.train_indices(step, **how)
-
-    payload = next(iter(pipeline.feed(split, order, step, step + 1)))
+    order = pipeline.Order(config.seed, split.size, batch, split.fresh)
+    (payload,) = pipeline.feed(split, order, step, step + 1)
     _, key = jax.random.split(jax.random.key(config.seed))  # as in train.loop
 
     @jax.jit

@@ -8,8 +8,8 @@ batch is decoded when it is wanted (`streamed`). Both make the same images, x = 
 left out, as the caller says; it is never passed over in silence.
 """
 
+import contextlib
 import io
-import itertools
 import math
 import os
 import sys
@@ -34,7 +34,6 @@ SHARE = 5  # where no split is there to judge, one of so many examples does
 _NAMED = 5  # unreadable records that a message names
 _MODES = {1: "L", 3: "RGB"}
 _PNG_BITS = 24  # where a PNG says how many a number has, in its first chunk
-_COUNTING = threading.Lock()  # no attribute: what counts travels to other processes
 THREADS = min(16, 2 * (os.cpu_count() or 1))
 
 
@@ -261,14 +260,14 @@ def random_box(
 class Skipped:
     """Counts what could not be read, and says so: the first few by name.
 
-    Of the others the number is said when it reaches 10, 100, 1,000, ... A worker
-    process counts what it reads itself.
+    Of the others the number is said when it reaches 10, 100, 1,000, ...
     """
 
     def __init__(self, what: str, corrupt: str):
         check_corrupt(corrupt)
         self.what, self.corrupt = what, corrupt
         self.indices: set[int] = set()
+        self._counting = threading.Lock()
 
     def note(self, index: int, error: Corrupt) -> None:
         """Raises the error, or counts it, once for every record."""
@@ -276,7 +275,7 @@ class Skipped:
             raise Corrupt(
                 f"{self.what}: {error}; data.corrupt=skip leaves such out"
             ) from error
-        with _COUNTING:
+        with self._counting:
             if index in self.indices:
                 return
             self.indices.add(index)
@@ -374,6 +373,43 @@ def normaliser(
     return normalise
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Reads and decodes an example of a split, in whatever thread or process.
+
+    Attributes:
+      records, target: what is read, and what it has to become.
+      seed: of random crops; None sees the middle.
+      tries: records that are tried until one can be read, the one asked for first.
+    """
+
+    records: Records
+    target: Target
+    seed: int | None = None
+    tries: int = 1
+
+    def __call__(
+        self, index: int, step: int
+    ) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+        """({"image", "label"}, [(index, why)] of what could not be read on the way).
+
+        The label is -1 where no try was successful.
+        """
+        draws = None if self.seed is None else crop_draws(self.seed, step, index)
+        lost = []
+        for i in range(index, index + self.tries):
+            try:
+                i %= len(self.records)
+                image, label = example(self.records, i, self.target, draws)
+                return {"image": image, "label": np.int32(label)}, lost
+            except Corrupt as error:
+                lost.append((i, str(error)))
+        target = self.target
+        shape = target.exact or (target.size, target.size)
+        nothing = np.zeros((*shape, target.channels), np.uint8)
+        return {"image": nothing, "label": np.int32(-1)}, lost
+
+
 def streamed(
     records: Records,
     target: Target,
@@ -393,34 +429,40 @@ def streamed(
     does not count.
     """
     skipped = Skipped(what, corrupt)
-    size = len(records)
+    if workers < 0:
+        raise ValueError(f"data.workers: got {workers}, expected at least 0")
+    read = Reader(records, target)
+    if train:
+        tries = len(records) if corrupt == "skip" else 1
+        read = Reader(records, target, seed, tries)
 
-    def whole(index: int, step: int) -> dict[str, np.ndarray]:
-        draws = crop_draws(seed, step, index) if train else None
-        for i in itertools.islice(itertools.count(index), size if train else 1):
-            try:
-                image, label = example(records, i % size, target, draws)
-                return {"image": image, "label": np.int32(label)}
-            except Corrupt as error:
-                skipped.note(i % size, error)
-        if train:
-            raise ValueError(f"{what}: got no readable example of {size}")
-        shape = target.exact or (target.size, target.size)
-        nothing = np.zeros((*shape, target.channels), np.uint8)
-        return {"image": nothing, "label": np.int32(-1)}
-
-    pool = ThreadPoolExecutor(THREADS)
+    def note(lost: Sequence[tuple[int, str]]) -> None:
+        for index, why in lost:
+            skipped.note(index, Corrupt(why))
 
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        rows = list(pool.map(lambda i: whole(int(i), 0), indices))
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(lambda i: read(int(i), 0), indices))
+        for _, lost in found:
+            note(lost)
+        return {key: np.stack([row[key] for row, _ in found]) for key in found[0][0]}
 
     def gather(_, payload):
         return {"image": normalise(payload["image"]), "label": payload["label"]}
 
     def ahead(order: stream.Order, first: int, last: int):
-        return stream.batches(
-            whole, order, first, last, threads=THREADS, workers=workers
+        batches = stream.batches(
+            read, order, first, last, threads=THREADS, workers=workers
         )
+        with contextlib.closing(batches):
+            for batch, lost in batches:
+                note(lost)
+                if batch["label"].min() < 0:
+                    raise ValueError(
+                        f"{what}: got no readable example of {len(records)}"
+                    )
+                yield batch
 
-    return pipeline.Split(size, fetch, (), gather, stream=ahead if train else None)
+    return pipeline.Split(
+        len(records), fetch, (), gather, stream=ahead if train else None
+    )

@@ -60,10 +60,14 @@ class Split:
 def feed(
     split: Split, order: Callable[[int], np.ndarray], first: int, last: int
 ) -> Iterator[PyTree]:
-    """What travels to the devices in steps first .. last-1; order(step) is indices."""
+    """What travels to the devices in steps first .. last-1; order(step) is indices.
+
+    Closing the iterator ends what prepares batches ahead: threads, or processes.
+    """
     if split.stream is not None:
-        return split.stream(order, first, last)
-    return (split.fetch(order(step)) for step in range(first, last))
+        yield from split.stream(order, first, last)
+    else:
+        yield from (split.fetch(order(step)) for step in range(first, last))
 
 
 class Spec(NamedTuple):
@@ -379,6 +383,31 @@ def steps_per_epoch(size: int, batch: int) -> int:
     if batch > size:
         raise ValueError(f"batch {batch} is larger than the data: {size} examples")
     return size // batch
+
+
+@dataclass(frozen=True)
+class Order:
+    """The indices of a step, as a function of it: `train_indices`, or a part of them.
+
+    Plain numbers, which travel to the processes that read; so no data set is in it.
+
+    Attributes:
+      seed, size, batch, fresh: see `train_indices`.
+      processes, process: of so many processes, the one whose equal part is meant.
+    """
+
+    seed: int
+    size: int
+    batch: int
+    fresh: bool = False
+    processes: int = 1
+    process: int = 0
+
+    def __call__(self, step: int) -> np.ndarray:
+        whole = train_indices(
+            step, seed=self.seed, size=self.size, batch=self.batch, fresh=self.fresh
+        )
+        return np.split(whole, self.processes)[self.process]
 
 
 def train_indices(

@@ -242,17 +242,14 @@ def run(
     def validated_at(now: int) -> bool:
         return bool(validate) and (saved_at(now) or now % every["validate"] == 0)
 
-    def order(done: int) -> np.ndarray:
-        """Indices of the step after so many that this process loads."""
-        indices = pipeline.train_indices(
-            done,
-            seed=config.seed,
-            size=train.size,
-            batch=c.batch,
-            fresh=train.fresh,
-        )
-        return parallel.local_part(indices)
-
+    order = pipeline.Order(
+        seed=config.seed,
+        size=train.size,
+        batch=c.batch,
+        fresh=train.fresh,
+        processes=jax.process_count(),
+        process=jax.process_index(),
+    )
     feed = pipeline.feed(train, order, start, last)
 
     def dispatch(done: int) -> range:
@@ -280,7 +277,8 @@ def run(
         return steps
 
     stopped_by, final_scores = None, None
-    with interrupt, checkpoints, contextlib.closing(progress):
+    closing = contextlib.closing
+    with interrupt, checkpoints, closing(progress), closing(feed):
         if start and validated_at(start) and not logged(start, "validation"):
             judge(validate, start, "validation")  # a signal had no time for it
         now = start

@@ -14,13 +14,15 @@ def order(step):
 
 
 def one(index, step):
-    return {"index": np.int64(index), "step": np.full(2, step)}
+    lost = [f"{step}: {index}"] if index == 7 else []
+    return {"index": np.int64(index), "step": np.full(2, step)}, lost
 
 
 def check(batches, first, last):
     batches = list(batches)
     assert len(batches) == last - first
-    for step, batch in zip(range(first, last), batches, strict=True):
+    for step, (batch, lost) in zip(range(first, last), batches, strict=True):
+        assert lost == [f"{step}: 7"]
         np.testing.assert_array_equal(batch["index"], order(step))
         np.testing.assert_array_equal(batch["step"], np.full((3, 2), step))
 
@@ -63,26 +65,60 @@ def test_what_goes_wrong_reaches_the_caller():
         list(batches)
 
 
-WORKERS = """
+PROGRAM = """
+import dataclasses, os, signal, sys
 import numpy as np
 from a2os2a_jax.data import stream
+
+@dataclasses.dataclass(frozen=True)
+class Example:  # of the program itself, not of a module that others could import
+    last: int
+
+    def __call__(self, index, step):
+        if step == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"index": np.int64(index), "process": np.int64(os.getpid())}, []
 
 def order(step):
     return np.array([10 * step, 10 * step + 1, 7])
 
-def one(index, step):
-    return {"index": np.int64(index), "step": np.full(2, step)}
-
-if __name__ == "__main__":
-    rows = list(stream.batches(one, order, 2, 7, workers=2))
-    print([row["index"].tolist() for row in rows])
+print("begins")
+rows = stream.batches(Example(int(sys.argv[1])), order, 2, 7, workers=2)
+try:
+    found = [row for row, _ in rows]
+    print([row["index"].tolist() for row in found])
+    print(len({int(row["process"][0]) for row in found} - {os.getpid()}))
+except OSError as error:
+    print(error)
+print("ends")
 """
 
 
-def test_processes_give_the_same_batches(tmp_path):
-    (tmp_path / "w.py").write_text(WORKERS)
-    found = subprocess.run(
-        [sys.executable, tmp_path / "w.py"], capture_output=True, text=True, cwd="."
-    )
-    expected = str([order(step).tolist() for step in range(2, 7)])
-    assert found.stdout.strip() == expected, found.stderr[-2000:]
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "no_guard.py"
+    path.write_text(PROGRAM)
+
+    def run(*words, **options):
+        return subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=".", **options
+        )
+
+    return path, run
+
+
+def test_processes_give_the_same_batches_to_a_program_without_a_main_guard(program):
+    path, run = program
+    found = run(path, "-1")
+    expected = [order(step).tolist() for step in range(2, 7)]
+    lines = ["begins", str(expected), "2", "ends"]
+    assert found.stdout.splitlines() == lines, found.stderr[-2000:]
+    assert not found.stderr
+
+
+def test_a_worker_that_dies_ends_the_program_with_one_line(program):
+    path, run = program
+    found = run("-", "5", input=path.read_text())  # as a notebook: there is no file
+    begins, line, ends = found.stdout.splitlines()
+    assert line.startswith("data.workers: got 2, one of which was ended from outside")
+    assert "exit code -9" in line and not found.stderr, found.stderr[-2000:]
