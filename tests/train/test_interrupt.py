@@ -19,6 +19,11 @@ def _handlers():
     return [signal.getsignal(number) for number in SIGNALS]
 
 
+def test_the_signals_of_closed_terminals_and_of_schedulers_are_among_them():
+    names = {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"}
+    assert {number.name for number in SIGNALS} == names
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_and_the_handlers_come_back(number):
     before = _handlers()
@@ -65,6 +70,19 @@ def test_an_error_brings_back_a_handler_of_the_callers():
     assert heard == [signal.SIGTERM]
 
 
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_what_nohup_or_the_caller_ignores_stays_ignored(name):
+    number = signal.Signals[name]
+    old = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(number)
+            assert interrupt.requested(1) is None
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, old)
+
+
 def test_outside_the_main_thread_nothing_is_installed():
     before, seen = _handlers(), []
 
@@ -79,7 +97,8 @@ def test_outside_the_main_thread_nothing_is_installed():
 
 
 def test_several_processes_ask_jax(monkeypatch):
-    asked, before = [], _handlers()
+    asked, before, heard = [], _handlers(), []
+    monkeypatch.setattr(os, "kill", lambda pid, number: heard.append(number))
 
     def reached(step):
         asked.append(step)
@@ -88,9 +107,14 @@ def test_several_processes_ask_jax(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reached)
     with Interrupt() as interrupt:
-        assert _handlers() == before
+        assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == [
+            before[SIGNALS.index(n)] for n in (signal.SIGTERM, signal.SIGINT)
+        ]
         assert [interrupt.requested(n) for n in (1, 2)] == [None, "SIGTERM"]
-    assert asked == [1, 2]
+        for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):  # jax hears SIGTERM alone
+            signal.raise_signal(signal.Signals[name])
+        assert heard == [signal.SIGTERM] * 3
+    assert asked == [1, 2] and _handlers() == before
 
     def off(step):
         raise RuntimeError("the preemption service is off")
