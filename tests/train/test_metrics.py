@@ -246,3 +246,22 @@ def test_progress_is_a_bar_on_a_terminal(clock):
     last = shown.split("\r")[-1]
     assert "10/20" in last and "loss 1.5000  40 img/s  ETA 0:02" in last
     assert "acc" not in last
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_outlives_its_terminal_and_its_pipe(terminal):
+    """A closed window, or a dead `tee`, must not cost the checkpoint that follows."""
+
+    class Gone(io.StringIO):
+        def isatty(self):
+            return terminal
+
+        def write(self, text=""):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        flush = write
+
+    progress = metrics.Progress(20, stream=Gone())
+    progress.message("a message")
+    progress.update(5, {"loss": 2.0})
+    progress.close()
