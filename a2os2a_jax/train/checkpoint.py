@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 _STATE, _FILES, _FORMAT = "state", "files.json", 1
 _DROPPED = ".dropped"  # ends the name of what is being deleted
@@ -260,6 +261,12 @@ class Checkpoints:
         self._move_aside()
         if self._writer is None:
             self._remove_dropped()
+        if jax.process_count() > 1:  # the others wait for the one that moves and drops
+            multihost_utils.sync_global_devices("checkpoints")
+        if self._writer is not None:
+            # orbax lists the steps once; every process tells it here, none in a thread
+            self._writer.reload()
+        else:
             self._writer = ocp.training.Checkpointer(
                 self.directory,
                 cleanup_tmp_directories=True,  # of killed saves; here is one writer
@@ -439,7 +446,6 @@ class Checkpoints:
             path = self.directory / str(step)
             path.rename(path.with_name(path.name + _DROPPED))
         self._remove_dropped()
-        self._writer.reload()
 
     def _remove_dropped(self) -> None:
         """Deletes what `_drop` renamed, now or in a process that was killed."""
@@ -489,12 +495,10 @@ class Checkpoints:
         return target._replace(**loaded) if hasattr(target, "_asdict") else loaded
 
     def _move_aside(self) -> None:
-        for step in self.skipped:
+        for step in self.skipped if jax.process_index() == 0 else ():
             path = self.directory / str(step)
             if path.exists():
                 aside = path.with_name(f"{step}.broken-{time.time_ns() // 10**6}")
                 path.rename(aside)
                 self._report(f"checkpoint {path} moved aside to {aside.name}")
-        if self.skipped and self._writer is not None:
-            self._writer.reload()
         self.skipped = {}

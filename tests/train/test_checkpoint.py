@@ -3,6 +3,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -648,3 +649,64 @@ def test_a_field_that_came_later_is_no_difference_while_it_is_unused(tmp_path):
         assert step == 1 and type(got) is type(new)
         np.testing.assert_array_equal(got.x, one)
         assert getattr(got, "added", None) is None
+
+
+# ---- orbax's list of steps, which it keeps itself
+
+
+@pytest.fixture
+def reloads(monkeypatch):
+    """The threads in which orbax was told to look again."""
+    from orbax.checkpoint import v1
+
+    sound, seen = v1.training.Checkpointer.reload, []
+
+    def reload(self):
+        seen.append(threading.current_thread())
+        sound(self)
+
+    monkeypatch.setattr(v1.training.Checkpointer, "reload", reload)
+    return seen
+
+
+def test_orbax_hears_of_dropped_steps_on_the_main_thread(tmp_path, reloads):
+    with Checkpoints(tmp_path, 1) as c:
+        for step in (1, 2, 3):
+            c.save(step, {"x": jnp.full(3, step)})
+        known = [each.step for each in c._writer.checkpoints]
+    assert known == [2, 3]  # 1 was dropped, and 2 is while 3 is written
+    assert reloads and set(reloads) == {threading.main_thread()}
+
+
+_PROCESS = """
+import sys, threading, jax
+jax.config.update("jax_platforms", "cpu")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import jax.numpy as jnp
+from orbax.checkpoint import v1
+from a2os2a_jax.train.checkpoint import Checkpoints
+sound, seen = v1.training.Checkpointer.reload, []
+def reload(self):
+    seen.append(threading.current_thread() is threading.main_thread())
+    sound(self)
+v1.training.Checkpointer.reload = reload
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+whole = jax.sharding.NamedSharding(mesh, jax.P())
+with Checkpoints(sys.argv[3], 1) as c:
+    for step in (1, 2, 3):
+        c.save(step, {"x": jax.jit(lambda: jnp.full(3, step), out_shardings=whole)()})
+    print([each.step for each in c._writer.checkpoints], len(seen), all(seen))
+"""
+
+
+@pytest.mark.slow
+def test_every_process_of_a_run_hears_of_them(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    line = [sys.executable, "-c", _PROCESS, address]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    how = dict(env=environment, stdout=subprocess.PIPE, text=True)
+    started = [subprocess.Popen([*line, str(n), str(tmp_path)], **how) for n in (0, 1)]
+    said = [process.communicate(timeout=120)[0].splitlines() for process in started]
+    assert [lines[-1] for lines in said] == ["[2, 3] 2 True"] * 2
