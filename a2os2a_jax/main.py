@@ -92,6 +92,7 @@ Examples:
     python -m a2os2a_jax.main --workdir=runs/digits --mode=predict --image=photo.png
 """
 
+import contextlib
 import importlib
 import re
 import sys
@@ -119,6 +120,7 @@ MODES = {  # mode -> module with run(config, workdir)
     "predict": "a2os2a_jax.commands.predict",
 }
 NO_WORKDIR = ("plan",)  # modes that need none, and then get None
+READS = ("plan", "predict")  # modes that write nothing into the workdir
 OWN_CONFIG = ("export", "predict")  # modes that take that of the workdir, if need be
 OPTIONS = {  # of one mode alone: flag -> (mode, what defines it, default)
     "image": ("predict", flags.DEFINE_string, None),
@@ -277,7 +279,8 @@ def main(argv: Sequence[str] = ()) -> int:
 
             jax.config.update("jax_enable_x64", True)
         command = importlib.import_module(MODES[mode])
-        found = command.run(config, workdir, **options)
+        with _held(workdir, mode):
+            found = command.run(config, workdir, **options)
         return command.exit_code(found) if hasattr(command, "exit_code") else 0
     except KeyboardInterrupt:
         goes_on = (_mode(argv) or "train") == "train"
@@ -289,6 +292,14 @@ def main(argv: Sequence[str] = ()) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+
+
+def _held(workdir: str | None, mode: str) -> contextlib.AbstractContextManager:
+    """The workdir, for this process alone if the mode writes into it."""
+    if mode in READS:
+        return contextlib.nullcontext()
+    workdirs = importlib.import_module("a2os2a_jax.train.workdir")
+    return workdirs.held(workdir, mode)
 
 
 def _mode(argv: Sequence[str]) -> str | None:

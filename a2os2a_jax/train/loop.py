@@ -30,6 +30,7 @@ from a2os2a_jax.train.workdir import (
     claim,
     commit,
     device,
+    held,
     versions,
     write_json,
 )
@@ -61,10 +62,17 @@ def run(
       "stopped_by". Either way the state is saved, and the same call goes on.
     Raises:
       ValueError: a config that cannot be run, or a workdir that belongs to another one.
-      OSError: a workdir that cannot be made.
+      OSError: a workdir that cannot be made, or that another process uses.
       NonFiniteError: loss, gradient or state was not finite; the last checkpoint is
         kept.
     """
+    with held(workdir, "train"):
+        return _run(config, workdir, loggers)
+
+
+def _run(
+    config: ConfigDict, workdir: str | os.PathLike, loggers: Sequence[metrics.Logger]
+) -> dict[str, Any]:
     parts = prepare(config)
     workdir = Path(workdir)
     c, main_process = config.train, jax.process_index() == 0

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
+from a2os2a_jax.train import lock
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.setup import Parts, prepare
 
@@ -23,6 +25,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 PREVIEW = "figures/preview.png"  # may be there before a run is
 CERTIFICATE = "certificate.json"  # likewise, and certificate.1.json, ...
 DATA = "data.json"  # what the model has to know of its input; see pipeline.Spec
+
+
+def held(workdir: str | os.PathLike, mode: str) -> AbstractContextManager:
+    """`lock.held`, by the first of the processes that jax knows of."""
+    counts = dict(process=jax.process_index(), processes=jax.process_count())
+    return lock.held(workdir, mode, **counts)
 
 
 def claim(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
@@ -67,7 +75,8 @@ def is_free(workdir: Path) -> bool:
     half = _temp(workdir / "config.json").name  # killed before it had a config
     files = {p.relative_to(workdir).as_posix() for p in workdir.rglob("*")}
     name, _, end = CERTIFICATE.partition(".")
-    left = {f for f in files if not re.fullmatch(rf"{name}(\.\d+)?\.{end}", f)}
+    ours = rf"{name}(\.\d+)?\.{end}|{lock.NAME}(\..*)?"
+    left = {f for f in files if not re.fullmatch(ours, f)}
     return left <= {half, "figures", PREVIEW}
 
 
