@@ -43,6 +43,8 @@ OWN = {
 # On resuming; any other key has to be the same.
 MAY_DIFFER = ("mesh.", "eval.", "train.stop_after", "train.log_steps")
 MAY_DIFFER += ("train.profile_steps", "data.workers")
+# the data themselves are compared: see train.workdir
+MAY_DIFFER += ("data.data_dir", "data.changed")
 
 
 def default() -> ConfigDict:
@@ -71,6 +73,7 @@ def default() -> ConfigDict:
         area=unset(float),  # of a picture that a random crop has at least, on the host
         resident_gib=unset(float),  # GiB a set on the devices takes at most; else 1
         workers=unset(int),  # processes that decode what is streamed; None for threads
+        changed=False,  # a run goes on, or is scored, though its data are not the same
     )
     c.model = dict(
         name="columnar",

@@ -74,6 +74,7 @@ def tag(config: ConfigDict, found: trained.Trained) -> str:
         "data": "{}",
         "timesteps": "T{}",
         "size": "{}px",
+        "data.changed": "changed_data",
     }
     of = f"step{found.steps[-1]}" if found.about is None else _name(found.about)
     parts = [of, config.eval.split]

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
 from a2os2a_jax.analysis import summary
+from a2os2a_jax.data.pipeline import Dataset
 from a2os2a_jax.modules import attention as attentions
 from a2os2a_jax.modules import neuron as neurons
 from a2os2a_jax.train import optim
@@ -38,7 +39,7 @@ def run(config: ConfigDict, workdir: str | None = None) -> dict[str, Any]:
     found = numbers(config, parts) | {"parameters": summary.total(layers)}
     state, where = "", None
     if workdir is not None:
-        state, where = standing(config, Path(workdir), parts.total_steps)
+        state, where = standing(config, Path(workdir), parts.total_steps, parts.dataset)
     rows = [*describe(config, parts, found), *([("workdir", where)] if where else [])]
     rule = "-" * 72
     lines = command(sys.argv, workdir or f"runs/{parts.dataset.name}")
@@ -225,10 +226,12 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
 # ---- the workdir, and the command
 
 
-def standing(config: ConfigDict, folder: Path, steps: int) -> tuple[str, str]:
+def standing(
+    config: ConfigDict, folder: Path, steps: int, dataset: Dataset | None = None
+) -> tuple[str, str]:
     """(state, in words) of a workdir: "new", "started", "finished" or "taken".
 
-    Reads only. "taken": training with this config would be refused.
+    Reads only. "taken": training with this config, or on `dataset`, would be refused.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -240,7 +243,17 @@ def standing(config: ConfigDict, folder: Path, steps: int) -> tuple[str, str]:
     mine = configs.to_json(config)
     if differing := configs.differences(workdirs.read_json(path), mine):
         text = "; ".join(differing)
+        if not workdirs.has_trained(folder):
+            return "new", f"{folder}, where nothing was trained with another config"
         return "taken", f"{folder} holds a run of another config: {text}. Take another"
+    differing = workdirs.changed_data(folder, dataset) if dataset else []
+    if differing and not config.data.changed:
+        text = "; ".join(differing)
+        return (
+            "taken",
+            f"{folder} holds a run of other data: {text}. Take another, or "
+            "--config.data.changed=True",
+        )
     if (folder / "result.json").exists():
         return "finished", f"{folder} holds this run, finished after {steps:,} steps"
     last = max(Checkpoints(folder / "checkpoints").steps(), default=0)

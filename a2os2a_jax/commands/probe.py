@@ -36,15 +36,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         )
     if c.average != 1:
         raise ValueError(f"eval.average: got {c.average}, expected 1: one checkpoint")
-    if not (folder / "config.json").exists():
-        raise ValueError(
-            f"workdir {folder}: got no config.json, expected a run to load"
-        )
     home = copy.deepcopy(config)
     if _is_other(config):
         home.eval.update(split="test", examples=None)  # the others are of eval.data
-    of_training = setup.prepare(home)
-    workdirs.claim(folder, config)
+    of_training, _ = workdirs.open_run(home, folder)
+    changed = workdirs.changed_data(folder, of_training.dataset)
     variables, about = finetune.of_run(
         folder, str(c.checkpoint), average=c.ema, key="eval.checkpoint"
     )
@@ -84,6 +80,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         "draws": c.draws,
         "accuracy": accuracies["features"],
         "accuracy_of_inputs": accuracies.get("inputs"),
+        **({"changed": {"data.changed": changed}} if changed else {}),
         "commit": workdirs.commit(),
         "device": workdirs.device(mesh),
     }

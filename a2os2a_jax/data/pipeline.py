@@ -70,6 +70,9 @@ def feed(
         yield from (split.fetch(order(step)) for step in range(first, last))
 
 
+BESIDE = ("sizes", "stamp")  # of data.json: what a run knows of its data, no model
+
+
 class Spec(NamedTuple):
     """What has to be known of a set where it is not at hand; `data.json` of a run.
 
@@ -107,6 +110,7 @@ class Spec(NamedTuple):
         """
         if not isinstance(value, dict):
             raise ValueError(f"{what}: got {str(value)[:40]!r}, expected an object")
+        value = {k: v for k, v in value.items() if k not in BESIDE}
         needed = {key for key in cls._fields if key not in cls._field_defaults}
         if differing := (needed - value.keys()) | (value.keys() - set(cls._fields)):
             raise ValueError(

@@ -26,11 +26,11 @@ from a2os2a_jax.train.interrupt import Interrupt
 from a2os2a_jax.train.setup import prepare
 from a2os2a_jax.train.trained import EMA, PLAIN
 from a2os2a_jax.train.workdir import (
-    DATA,
     claim,
     commit,
     device,
     held,
+    settle_data,
     versions,
     write_json,
 )
@@ -61,7 +61,8 @@ def run(
       or a signal (see `interrupt`) ended the run early; a signal also by its name, as
       "stopped_by". Either way the state is saved, and the same call goes on.
     Raises:
-      ValueError: a config that cannot be run, or a workdir that belongs to another one.
+      ValueError: a config that cannot be run, or a workdir that belongs to another one,
+        or to other data.
       OSError: a workdir that cannot be made, or that another process uses.
       NonFiniteError: loss, gradient or state was not finite; the last checkpoint is
         kept.
@@ -78,10 +79,10 @@ def _run(
     c, main_process = config.train, jax.process_index() == 0
     if config.init_from is not None:
         finetune.check(config.init_from, workdir, parts.abstract_state().variables)
-    if finished := claim(workdir, config):
+    finished = claim(workdir, config)
+    settle_data(workdir, config, parts.dataset)
+    if finished:
         return finished
-    if main_process and not (workdir / DATA).exists():
-        write_json(workdir / DATA, parts.dataset.spec.to_json())
     start_wall, start_cpu = time.perf_counter(), time.process_time()
 
     # ---- state: from the last checkpoint that loads, or from init_from and the seed

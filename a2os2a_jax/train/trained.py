@@ -19,7 +19,7 @@ from a2os2a_jax.train.average import average
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.setup import Parts, prepare
 from a2os2a_jax.train.step import TrainState
-from a2os2a_jax.train.workdir import open_run
+from a2os2a_jax.train.workdir import changed_data, open_run
 
 EMA, PLAIN = "average of the weights (EMA)", "weights"
 
@@ -34,7 +34,7 @@ class Trained(NamedTuple):
       weights: EMA or PLAIN.
       changed: what differs from the training, of the keys average (a number of
         checkpoints), ema (False: weights that have an average, which is not used),
-        data, timesteps, size.
+        data, timesteps, size; and data.changed, what `data.changed` lets pass.
       about: of weights that are of no run here (`init_from`), where they are from.
     """
 
@@ -73,6 +73,8 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
         changed = {"ema": False} | changed
     if len(chosen) > 1:
         changed = {"average": len(chosen)} | changed
+    if differing := changed_data(Path(workdir), of_training.dataset):
+        changed |= {"data.changed": differing}
     return Trained(
         parts,
         average(chosen) if len(chosen) > 1 else chosen[0],

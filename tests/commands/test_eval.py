@@ -287,3 +287,26 @@ def test_a_run_without_a_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="got no checkpoint, expected one that loads"):
         evaluation.run(_config(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_other_data_are_scored_on_purpose_alone_and_the_line_says_so(
+    trained, no_figures, capsys
+):
+    """A class folder that was renamed scored 0 %, and nothing was said."""
+    workdir, result = trained
+    path = workdir / "data.json"
+    names = json.loads(path.read_text()) | {"class_names": [*"abcdefghij"]}
+    path.write_text(json.dumps(names))
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"other data: class_names\[0\] was 'a', is "):
+        evaluation.run(_config(train__save_epochs=0.25), workdir)
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+    config = _config(train__save_epochs=0.25, data__changed=True)
+    record = evaluation.run(config, workdir)
+    assert record["accuracy"] == result["test"]["accuracy"]
+    (line,) = metrics.read_lines(workdir / "evaluations.jsonl")
+    assert line["changed"]["data.changed"][0] == "class_names[0] was 'a', is '0'"
+    assert "It goes on with them, as data.changed says" in capsys.readouterr().out
+    found = trained_runs.load(config, workdir)
+    assert evaluation.tag(config, found).endswith("-test-changed_data")
+    assert path.read_text() == json.dumps(names)

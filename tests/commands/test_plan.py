@@ -160,6 +160,13 @@ def test_a_plan_says_how_far_the_run_is(toy, tmp_path, capsys):
     found, text = standing(optim__lr=0.5)
     assert found == "taken" and "optim.lr was 0.01, is 0.5" in text
     assert text.endswith("next: the same command with another --workdir")
+    path = tmp_path / "data.json"
+    known = path.read_text()
+    path.write_text(json.dumps(json.loads(known) | {"stamp": "1 files, a"}))
+    found, text = standing()
+    assert found == "taken" and "stamp was '1 files, a', is ''" in text
+    assert standing(data__changed=True)[0] == "started"
+    path.write_text(known)
     loop.run(_config(), tmp_path)
     found, text = standing()
     assert found == "finished" and "finished after 14 steps" in text
@@ -185,6 +192,8 @@ def test_standing_looks_and_touches_nothing(tmp_path):
     assert "files that no run made" in plan.standing(config, other, 9)[1]
     found, text = plan.standing(config, begun, 9)
     assert found == "started" and "without a checkpoint" in text
+    found, text = plan.standing(_config(seed=3), begun, 9)
+    assert found == "new" and "nothing was trained with another config" in text
     (begun / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json: got '{', expected one JSON"):
         plan.standing(config, begun, 9)

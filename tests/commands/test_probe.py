@@ -1,6 +1,7 @@
 """The whole command on a toy, and what the columnar model calls its features."""
 
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -219,3 +220,14 @@ def test_the_average_of_the_weights_is_probed_unless_told_otherwise(tmp_path, ca
     assert probe.run(config(), tmp_path)["weights"] == "average"
     assert probe.run(config(eval__ema=False), tmp_path)["weights"] == "plain"
     assert "(average weights)" in capsys.readouterr().out
+
+
+def test_features_of_other_data_are_probed_on_purpose_alone(trained, tmp_path, capsys):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    path = workdir / "data.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stamp": "1 files, a"}))
+    with pytest.raises(ValueError, match="other data: stamp was '1 files, a', is ''"):
+        probe.run(config(), workdir)
+    record = probe.run(config(data__changed=True), workdir)
+    assert record["changed"] == {"data.changed": ["stamp was '1 files, a', is ''"]}
+    assert "as data.changed says" in capsys.readouterr().out

@@ -65,8 +65,10 @@ def _arrays():
 NAMES = ("train", "validation", "test")
 
 
-def run(workdir, *, bad=None, seen=None, toy=None, loggers=(), **changes):
+def run(workdir, *, bad=None, seen=None, toy=None, loggers=(), known=None, **changes):
     """`loop.run` on the fake data.
+
+    known: fields of the data set that are not those of the fake one.
 
     bad: value of a pixel of the training example that comes in step 6.
     seen: a list that receives (split, indices fetched).
@@ -88,6 +90,7 @@ def run(workdir, *, bad=None, seen=None, toy=None, loggers=(), **changes):
 
         splits[name] = dataclasses.replace(split, fetch=fetch)
     with pytest.MonkeyPatch.context() as patch:
+        splits |= known or {}
         patch.setattr(
             data, "load", lambda *_, **__: dataclasses.replace(made, **splits)
         )
@@ -451,6 +454,37 @@ def test_another_config_is_refused_with_the_keys_that_differ(quick):
     assert "optim.lr was 0.01, is 0.5" in text and "seed was 0, is 4" in text
     assert str(workdir) in text and "log_steps" not in text and "\n" not in text
     assert _stamps(workdir) == before
+
+
+def test_a_run_goes_on_with_other_data_on_purpose_alone(tmp_path):
+    run(tmp_path, toy=False, train__stop_after=EPOCH, known={"stamp": "1 files, a"})
+    before = _stamps(tmp_path)
+    other = dict(toy=False, known={"stamp": "2 files, b"})
+    with pytest.raises(ValueError, match="stamp was '1 files, a', is '2 files, b'"):
+        run(tmp_path, **other)
+    assert _stamps(tmp_path) == before
+    other["data__data_dir"] = str(tmp_path)  # where they are is no matter
+    assert run(tmp_path, data__changed=True, **other)["steps"] == STEPS
+    kept = {name: json.loads((tmp_path / name).read_text()) for name in KEPT}
+    assert [kept[name]["stamp"] for name in KEPT] == ["1 files, a", "2 files, b"]
+    with pytest.raises(ValueError, match="is '1 files, a'.*data.changed=True"):
+        run(tmp_path, toy=False, known={"stamp": "1 files, a"})  # which is finished
+
+
+KEPT = ("data.1.json", "data.json")
+
+
+def test_a_run_that_failed_in_its_first_steps_makes_room_for_another(tmp_path, capsys):
+    with pytest.raises(loop.NonFiniteError, match="last checkpoint: none"):
+        run(tmp_path, toy=False, bad=np.nan)
+    failed = (tmp_path / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    found = run(tmp_path, toy=False, optim__lr=1e-3, train__stop_after=2)
+    said = capsys.readouterr().out
+    assert "nothing was trained: optim.lr was 0.01, is 0.001" in said
+    assert found["stopped_at"] == 2 and failed
+    assert (tmp_path / "metrics.1.jsonl").read_bytes() == failed
+    assert [r["lr"] < 1e-3 for r in lines(tmp_path)] == [True]
 
 
 def test_a_run_killed_while_it_is_judged_is_judged_again(quick, tmp_path):

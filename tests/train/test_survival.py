@@ -258,7 +258,7 @@ def test_checkpoints_are_durable_before_there_is_a_result(tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint, "_write_sums", slow)
     monkeypatch.setattr(loop, "write_json", lambda path, _: seen.append(path.name))
     run_toy(tmp_path, train__epochs=1.0)
-    assert seen == ["data.json", "4", "7", "result.json"]
+    assert seen == ["4", "7", "result.json"]
 
 
 # ---- the program itself

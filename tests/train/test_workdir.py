@@ -1,13 +1,16 @@
 """Whose a directory is, and what a result says of where it comes from."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 
 import jax
+import numpy as np
 import pytest
 
 from a2os2a_jax import config as configs
+from a2os2a_jax.data import pipeline
 from a2os2a_jax.train import parallel, workdir
 
 
@@ -37,6 +40,230 @@ def test_the_same_config_finds_its_result_and_another_is_refused(tmp_path):
     config.seed = 5
     with pytest.raises(ValueError, match="seed was 0, is 5. Take another --workdir"):
         workdir.claim(tmp_path, config)
+
+
+LITTER = [
+    *(".DS_Store", "nohup.out", "slurm-1.out", "slurm-1.err", "train.log", "job.o123"),
+    *("._x", "Thumbs.db", "__MACOSX/a/._b", "@eaDir/x@SynoEAStream", "logs/a.log"),
+    *(".ipynb_checkpoints/a-checkpoint.ipynb", ".nfs0001", ".config.json.tmp"),
+]
+
+
+def test_common_litter_is_passed_over_with_a_count(tmp_path, capsys):
+    for name in LITTER:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert workdir.claim(tmp_path, configs.default()) is None
+    assert (tmp_path / "config.json").exists()
+    for name in LITTER[:-1]:
+        assert (tmp_path / name).exists()
+    out = capsys.readouterr().out
+    assert "passed over 13 of no run's files: .DS_Store, ._b, ._x" in out
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "a.log/thesis.tex", "logs/a.py", "a"])
+def test_what_somebody_made_is_not_litter(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    (tmp_path / "nohup.out").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no config.json"):
+        workdir.claim(tmp_path, configs.default())
+
+
+# ---- a workdir in which nothing was trained
+
+
+def _other(seed=5):
+    config = configs.default()
+    config.seed = seed
+    return config
+
+
+def _first_try(folder, seed=0, step=None):
+    """What a run leaves that failed in its first steps."""
+    workdir.claim(folder, _other(seed))
+    (folder / "data.json").write_text('{"name": "a"}')
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    (folder / "tensorboard").mkdir()
+    if step is not None:
+        (folder / "checkpoints" / str(step)).mkdir(parents=True)
+
+
+@pytest.mark.parametrize("step", [None, 0], ids=["none", "that of init_from"])
+def test_where_nothing_was_trained_another_config_may_begin(tmp_path, capsys, step):
+    for number, seed in enumerate((5, 6), 1):
+        _first_try(tmp_path, seed - 1, step)
+        assert workdir.claim(tmp_path, _other(seed)) is None
+        out = capsys.readouterr().out
+        assert f"nothing was trained: seed was {seed - 1}, is {seed}. " in out
+        found = _contents(tmp_path)
+        assert json.loads(found["config.json"])["seed"] == seed
+        assert json.loads(found[f"config.{number}.json"])["seed"] == seed - 1
+        assert found[f"data.{number}.json"] == '{"name": "a"}'
+        assert found[f"metrics.{number}.jsonl"] == '{"step": 1}\n'
+        for name in ("data.json", "metrics.jsonl", "tensorboard", "checkpoints"):
+            assert not (tmp_path / name).exists()
+        kept = f"checkpoints.{number}" in {p.name for p in tmp_path.iterdir()}
+        assert kept == (step == 0)
+    assert workdir.claim(tmp_path, _other(6)) is None  # and is this config's alone
+
+
+def _contents(folder):
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in files}
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "result"])
+def test_where_something_was_trained_no_other_config_may(tmp_path, what):
+    _first_try(tmp_path, step=3 if what == "checkpoint" else None)
+    if what == "result":
+        workdir.write_json(tmp_path / "result.json", {})
+    before = _contents(tmp_path)
+    with pytest.raises(ValueError, match="seed was 0, is 5. Take another --workdir"):
+        workdir.claim(tmp_path, _other())
+    assert _contents(tmp_path) == before
+
+
+def test_only_training_takes_it_over(tmp_path):
+    _first_try(tmp_path)
+    before = _contents(tmp_path)
+    with pytest.raises(ValueError, match="another config: seed was 0, is 5"):
+        workdir.open_run(_other(), tmp_path)
+    assert _contents(tmp_path) == before
+
+
+def test_one_that_is_killed_while_it_takes_over_leaves_a_config(tmp_path, monkeypatch):
+    _first_try(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir.Path, "rename", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            workdir.claim(tmp_path, _other())
+    assert workdir.claim(tmp_path, _other()) is None
+    assert _contents(tmp_path)["metrics.2.jsonl"]
+
+
+# ---- the data of a run
+
+
+def _dataset(train=9, test=4, **changes):
+    def split(size):
+        return pipeline.resident_split(np.zeros((size, 4, 4, 3)), np.zeros(size, int))
+
+    made = pipeline.Dataset(
+        name="folder:pictures",
+        shape=(4, 4, 3),
+        classes=3,
+        class_names=("ape", "bat", "cat"),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.1, 0.2, 0.3),
+        train=split(train),
+        test=split(test),
+        about="9 pictures",
+        stamp="13 files, 0a",
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def _settle(folder, changed=False, trained=True, **changes):
+    config = configs.default()
+    config.data.changed = changed
+    workdir.settle_data(folder, config, _dataset(**changes))
+    if trained:
+        (folder / "checkpoints" / "3").mkdir(parents=True, exist_ok=True)
+
+
+OTHER_DATA = {  # changes -> how it is named
+    "sizes.train was 9, is 10": dict(train=10),
+    "sizes.test was 4, is 5": dict(test=5),
+    "sizes.validation was None, is 4": dict(validation=_dataset().test),
+    "stamp was '13 files, 0a', is '13 files, 0b'": dict(stamp="13 files, 0b"),
+    "class_names[1] was 'bat', is 'bee'.": dict(class_names=("ape", "bee", "cat")),
+    "class_names[0] was 'ape', is 'cat'; class_names[1] was 'bat', is 'ape'; and 1 "
+    "more of class_names.": dict(class_names=("cat", "ape", "bat")),
+    "classes was 3, is 4; class_names[3] was None, is 'dog'.": dict(
+        classes=4, class_names=("ape", "bat", "cat", "dog")
+    ),
+    "mean[0] was 0.1, is 0.1001.": dict(mean=(0.1001, 0.2, 0.3)),
+    "shape[0] was 4, is 8.": dict(shape=(8, 4, 3)),
+    "stored was None, is [4, 4]": dict(stored=(4, 4)),
+}
+
+
+@pytest.mark.parametrize("named", OTHER_DATA)
+def test_other_data_are_named_and_refused(tmp_path, named):
+    _settle(tmp_path)
+    before = _contents(tmp_path)
+    with pytest.raises(ValueError) as error:
+        _settle(tmp_path, **OTHER_DATA[named])
+    text = str(error.value)
+    assert f"holds a run of other data: {named}" in text and "\n" not in text
+    assert text.endswith("--config.data.changed=True") and len(text) < 400
+    assert _contents(tmp_path) == before
+
+
+def test_the_same_data_elsewhere_are_the_same(tmp_path):
+    _settle(tmp_path)
+    before = _contents(tmp_path)
+    mean = (0.1 * (1 + 1e-8), 0.2, 0.3)
+    _settle(tmp_path, name="folder:copy", about="pictures", note="new", mean=mean)
+    assert _contents(tmp_path) == before
+
+
+def test_on_purpose_it_goes_on_and_keeps_what_it_knew(tmp_path, capsys):
+    _settle(tmp_path)
+    before = _contents(tmp_path)["data.json"]
+    capsys.readouterr()
+    _settle(tmp_path, changed=True, train=10)
+    out = capsys.readouterr().out
+    assert "other data: sizes.train was 9, is 10. It goes on with them" in out
+    assert _contents(tmp_path)["data.1.json"] == before
+    _settle(tmp_path, train=10)  # which is what it is bound to now
+    with pytest.raises(ValueError, match="sizes.train was 10, is 9"):
+        _settle(tmp_path)
+
+
+def test_a_finished_run_keeps_what_it_knew(tmp_path):
+    _settle(tmp_path)
+    workdir.write_json(tmp_path / "result.json", {})
+    before = _contents(tmp_path)
+    with pytest.raises(ValueError, match="sizes.train was 9, is 10"):
+        _settle(tmp_path, train=10)
+    _settle(tmp_path, changed=True, train=10)
+    assert _contents(tmp_path) == before
+
+
+def test_before_the_first_checkpoint_no_data_bind(tmp_path):
+    _settle(tmp_path, trained=False)
+    before = _contents(tmp_path)["data.json"]
+    _settle(tmp_path, trained=False, train=10)
+    found = _contents(tmp_path)
+    assert json.loads(found["data.json"])["sizes"] == {"train": 10, "test": 4}
+    assert found["data.1.json"] == before
+
+
+def test_an_older_run_is_held_to_what_it_knows_and_learns_the_rest(tmp_path):
+    _settle(tmp_path)
+    path = tmp_path / "data.json"
+    whole = json.loads(path.read_text())
+    older = {k: v for k, v in whole.items() if k not in ("sizes", "stamp", "about")}
+    workdir.write_json(path, older | {"about": "as it was"})
+    with pytest.raises(ValueError, match="other data: classes was 3, is 4"):
+        _settle(tmp_path, classes=4)
+    _settle(tmp_path, train=10)
+    assert json.loads(path.read_text()) == whole | {
+        "about": "as it was",
+        "sizes": {"train": 10, "test": 4},
+    }
+    with pytest.raises(ValueError, match="sizes.train was 10, is 9"):
+        _settle(tmp_path)
+    assert pipeline.Spec.from_json(json.loads(path.read_text())).classes == 3
+
+
+def test_a_stamp_that_came_later_is_no_difference(tmp_path):
+    _settle(tmp_path, stamp="")
+    _settle(tmp_path)
+    with pytest.raises(ValueError, match="stamp was '13 files, 0a', is 'none'"):
+        _settle(tmp_path, stamp="none")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\x00\x01"])
