@@ -8,7 +8,8 @@
 
 --config      a file in configs/; with :smoke the same program on made-up data;
               export and predict take a run's own if it is left out
---workdir     where the run lives; the same command again goes on where it stopped
+--workdir     where the run lives; the same command again goes on where it stopped; one
+              process at a time writes there
 --mode        what to do with it, see below; train if it is left out
 --config.…    overrides one key, as in --config.optim.lr=1e-3; the keys with their
               meaning are in a2os2a_jax/config.py; None takes a choice back

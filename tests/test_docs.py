@@ -88,6 +88,11 @@ def test_weights_and_biases_takes_ten_lines_and_is_not_run():
 # Of shell blocks that say so: pods, clusters, downloads, hours. A new one has to be
 # added here, so that none slips in.
 NOT_RUN_HERE = {
+    "training": """
+trap 'kill -USR1 $run; wait $run; scontrol requeue $SLURM_JOB_ID' USR1
+python -m a2os2a_jax.main --config=configs/digits.py --workdir=runs/digits & run=$!
+wait $run
+""",
     "quickstart": """
 pip install '.[train,cuda]'
 pip install '.[train,tpu]'
