@@ -139,7 +139,7 @@ def _clear(path: Path) -> None:
     alive = _alive(found)
     if alive is None:
         alive = _refreshed(path, found)
-    if _read(path) != found:
+    if not path.exists() or _read(path) != found:
         return  # it went, or is a third's: look again
     if alive:
         raise InUseError(
@@ -160,9 +160,10 @@ def _clear(path: Path) -> None:
 def _refreshed(path: Path, found: dict[str, Any] | None) -> bool:
     """True once the lock has another beat, or is gone; False once it is STALE."""
     beat = first = _beat(path)
-    said = False
+    said, end = False, time.monotonic() + STALE
     while beat is not None and beat == first:
-        if (left := STALE - (_now(path) - beat)) < 0:
+        left = min(STALE - (_now(path) - beat), end - time.monotonic())
+        if left < 0:
             return False
         if not said:
             print(

@@ -208,6 +208,16 @@ def test_a_lock_that_was_never_written_is_no_obstacle_for_long(tmp_path, quick, 
         pass
 
 
+def test_a_lock_that_goes_while_it_is_looked_at_is_nobodys(tmp_path):
+    lock._clear(tmp_path / lock.NAME)  # and it is tried again
+
+
+def test_a_lock_of_a_clock_that_was_set_back_is_not_watched_for_ever(tmp_path, quick):
+    plant(tmp_path, age=-1000.0)
+    with lock.held(tmp_path, "eval"):
+        pass
+
+
 def test_the_holder_refreshes_its_lock(tmp_path, quick):
     with lock.held(tmp_path, "train"):
         path = tmp_path / lock.NAME
