@@ -195,7 +195,7 @@ def load_trained(
 
 
 def described(dataset: Dataset) -> dict[str, Any]:
-    """What data.json holds: the spec, the sizes of the splits, the stamp of the files.
+    """The content of data.json: spec, sizes of the splits, stamp of the files.
 
     A later start is compared with it.
     """
@@ -207,7 +207,7 @@ def described(dataset: Dataset) -> dict[str, Any]:
 
 
 def changed_data(workdir: Path, dataset: Dataset) -> list[str]:
-    """How `dataset` differs from what the run in `workdir` was trained on.
+    """The differences of `dataset` from what the run in `workdir` was trained on.
 
     A run of an older version knows less, and one that has not trained yet is not bound.
     """
@@ -215,7 +215,7 @@ def changed_data(workdir: Path, dataset: Dataset) -> list[str]:
     if not path.exists() or not has_trained(workdir):
         return []
     old, new = read_json(path), json.loads(json.dumps(described(dataset)))
-    words = ("name", "about", "note")  # which say nothing that the rest does not
+    words = ("name", "about", "note")  # may be put otherwise by another version
     differing = []
     for key in (k for k in new if k in old and k not in words):
         if key == "stamp" and not old[key]:
@@ -256,7 +256,7 @@ def _allow(workdir: Path, config: ConfigDict, differing: Sequence[str]) -> None:
 
 
 def _named(key: str, old: Any, new: Any) -> list[str]:
-    """What differs between two values of data.json, named as keys of a config are."""
+    """The differences of two values of data.json, named as keys of a config are."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(old.keys() | new.keys())
         return [t for k in names for t in _named(f"{key}.{k}", old.get(k), new.get(k))]

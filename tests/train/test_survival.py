@@ -152,7 +152,7 @@ def last_step(workdir):
     return Checkpoints(workdir / "checkpoints").steps()[-1]
 
 
-WAYS = ("SIGTERM", "train.stop_after", "SIGINT", "killed")
+WAYS = ("SIGTERM", "train.stop_after", "SIGINT", "killed", "SIGHUP", "SIGUSR1")
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_the_program_survives_sigterm_ctrl_c_and_sigkill(tmp_path, quick_compila
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     config = uninterrupted(whole, SMOKE)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = start(workdir, *SMOKE)
         wait_for(workdir, process, 5)
         process.send_signal(number)
