@@ -26,7 +26,7 @@ class Room(NamedTuple):
 
 JAX = "jax numpy"
 FLAX = "jax numpy flax"
-BELOW = "functional modules models"
+BELOW = "functional modules models files"
 LOOP = f"{BELOW} data analysis interop train config zoo"
 ROOMS = {
     "functional": Room("floor 0", JAX),
@@ -48,6 +48,7 @@ ROOMS = {
         LOOP,
     ),
     "config": Room("leaf", "ml_collections"),
+    "files": Room("leaf", ""),
     "zoo": Room("leaf", ""),
     "main": Room("top", "absl jax ml_collections", "*", f"{LOOP} commands"),
     "__init__": Room("front door", "", "", "functional"),

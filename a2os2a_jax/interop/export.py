@@ -146,7 +146,6 @@ def _write(folder, made, variables, shape, kind, about, card):
     try:
         weights.save(temp / WEIGHTS, variables)
         (temp / PROGRAM).write_bytes(made.serialize(vjp_order=0))
-        shutil.copymode(temp / PROGRAM, temp / WEIGHTS)  # else for its owner alone
         logits = made.out_avals[0]
         everything = {
             "format": FORMAT,

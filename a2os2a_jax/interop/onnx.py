@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import export, lax
 from jax.extend import core
 
+from a2os2a_jax.files import write_atomically
 from a2os2a_jax.models.columnar import Columnar
 
 INPUT, OUTPUT = "images", "logits"
@@ -72,15 +73,8 @@ def save(
         return model.apply(variables, images, per_step=per_step)
 
     data = _convert(written_out(run, images), images, path).SerializeToString()
-    temp = path.with_name(f".{path.stem}.{os.getpid()}.tmp.onnx")
-    try:
-        with open(temp, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)
+    with write_atomically(path) as temp:
+        temp.write_bytes(data)
 
 
 def _check(model: Columnar, path: Path) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from a2os2a_jax.files import write_atomically
+
 TORCH = (".pth", ".pt", ".pth.tar", ".pt.tar")
 SUFFIXES = (".npz", ".safetensors", *TORCH)
 # Where a training script keeps its weights, first those that were trained, then their
@@ -82,16 +84,13 @@ def write(path: str | os.PathLike, arrays, metadata: Mapping[str, str]) -> None:
         )
     from safetensors.numpy import save_file
 
-    temp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     arrays = {name: np.require(x, requirements="C") for name, x in arrays.items()}
     try:
-        save_file(arrays, temp, metadata=dict(metadata))
-        os.replace(temp, path)
+        with write_atomically(path) as temp:
+            save_file(arrays, temp, metadata=dict(metadata))
     except Exception as error:  # safetensors has exceptions of its own
         text = _line(error)
         raise OSError(f"torch_weights {path}: not written: {text}") from error
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:

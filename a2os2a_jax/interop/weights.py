@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from a2os2a_jax.files import write_atomically
+
 SUFFIXES = (".safetensors", ".npz")
 COLLECTIONS = ("params", "batch_stats")
 _ABOUT = "__about__"  # of an .npz: no variable is called so, it has no "/"
@@ -60,22 +62,18 @@ def save(
             )
     if path.exists():
         raise FileExistsError(f"weights {path}: got a file that exists, expected none")
-    temp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        if npz:
-            everything = {_ABOUT: np.array(json.dumps(texts)), **arrays}
-            np.savez(temp, **everything)
-        else:
-            from safetensors.numpy import save_file
+        with write_atomically(path) as temp:
+            if npz:
+                everything = {_ABOUT: np.array(json.dumps(texts)), **arrays}
+                with open(temp, "wb") as file:  # to a name, numpy adds its suffix
+                    np.savez(file, **everything)
+            else:
+                from safetensors.numpy import save_file
 
-            save_file(arrays, temp, metadata=texts)
-        with open(temp, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temp, path)
+                save_file(arrays, temp, metadata=texts)
     except Exception as error:  # safetensors has exceptions of its own
         raise OSError(f"weights {path}: not written: {_line(error)}") from error
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -29,6 +29,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from a2os2a_jax.files import write_atomically
+
 _STATE, _FILES, _FORMAT = "state", "files.json", 1
 _DROPPED = ".dropped"  # ends the name of what is being deleted
 
@@ -79,13 +81,9 @@ def _sums(path: Path) -> dict[str, list[int]]:
 
 
 def _write_sums(path: Path) -> None:
-    temp = path / f".{_FILES}.tmp"
     text = json.dumps(_sums(path))
-    with open(temp, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temp, path / _FILES)
+    with write_atomically(path / _FILES) as temp:
+        temp.write_text(text, encoding="utf-8")
 
 
 def _verify(path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from a2os2a_jax.files import write_atomically
+
 Logger = Callable[[dict], None]
 
 
@@ -94,12 +96,9 @@ def truncate_after(path: str | os.PathLike, step: int) -> int:
         for i, line in enumerate(lines, 1)
         if _parse(line, path, i).get("step", step) <= step
     ]
-    temp = path.with_name(f".{path.name}.tmp")
-    with open(temp, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(line + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temp, path)
+    with write_atomically(path) as temp:
+        with open(temp, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(line + "\n" for line in kept)
     return len(lines) - len(kept)
 
 

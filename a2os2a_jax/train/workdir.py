@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
 from a2os2a_jax.data.pipeline import Dataset
+from a2os2a_jax.files import is_unfinished, write_atomically
 from a2os2a_jax.train import lock
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.setup import Parts, prepare
@@ -136,10 +137,11 @@ def _others(workdir: Path) -> list[Path]:
     """The files below `workdir`, relative to it, but for what this program leaves."""
     if not workdir.is_dir():
         return []
-    half = _temp(workdir / CONFIG).name  # killed before it had a config
     name, _, end = CERTIFICATE.partition(".")
-    ours = rf"{re.escape(half)}|{PREVIEW}|{name}(\.\d+)?\.{end}|{lock.NAME}(\..*)?"
-    files = [p.relative_to(workdir) for p in workdir.rglob("*") if not p.is_dir()]
+    ours = rf"{PREVIEW}|{name}(\.\d+)?\.{end}|{lock.NAME}(\..*)?"
+    # what is unfinished is of a process killed before it had a config
+    paths = (p for p in workdir.rglob("*") if not is_unfinished(p.name))
+    files = [p.relative_to(workdir) for p in paths if not p.is_dir()]
     return [p for p in files if not re.fullmatch(ours, p.as_posix())]
 
 
@@ -292,8 +294,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes all of the file or none of it."""
-    _temp(path).write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(_temp(path), path)
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with write_atomically(path) as temp:
+        temp.write_text(text)
 
 
 def write_new(path: Path, value: Any) -> Path:
@@ -306,10 +309,6 @@ def write_new(path: Path, value: Any) -> Path:
         print(f"kept the earlier {path.name} as {old.name}")
     write_json(path, value)
     return path
-
-
-def _temp(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 def commit() -> str | None:

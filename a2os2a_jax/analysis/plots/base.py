@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from a2os2a_jax.files import write_atomically
+
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito
 SHARES = "viridis"  # of what goes from none to many
 _DPI = 150
@@ -47,17 +49,16 @@ def save(figure, path: str | os.PathLike, math: bool = False) -> Path:
             f"plots: got {path.name!r}, expected a name that ends in .png or .svg"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.tmp")
     settled = {"svg.hashsalt": "a2os2a_jax", "svg.fonttype": "none"}
     for text in [] if math else figure.findobj(Text):
         if r"\mathdefault" not in text.get_text():  # a tick of a logarithmic axis
             text.set_parse_math(False)
     with matplotlib.rc_context(settled), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-        figure.savefig(
-            temp, format=kind[1:], dpi=_DPI, facecolor="white", **_FORMATS[kind]
-        )
-    os.replace(temp, path)
+        with write_atomically(path) as temp:
+            figure.savefig(
+                temp, format=kind[1:], dpi=_DPI, facecolor="white", **_FORMATS[kind]
+            )
     return path
 
 

@@ -1,0 +1,37 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
+    """An empty file beside `path`, which takes its place once the block has filled it.
+
+    Its mode is that of any new file, by the umask, whatever the writer gave it. If the
+    block raises, nothing is left and `path` is as it was.
+
+    Raises:
+      OSError: the file cannot be made, or not be put in its place.
+    """
+    path = Path(path)
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temp, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+        yield temp
+        os.chmod(temp, mode)
+        with open(temp, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether `write_atomically` names a file so until it is whole."""
+    return re.fullmatch(r"\..+\.tmp", name) is not None
