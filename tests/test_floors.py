@@ -34,7 +34,7 @@ ROOMS = {
     "models": Room("floor 2", FLAX, "", "functional modules"),
     "data": Room("wing", JAX, "*"),
     "analysis": Room("wing", FLAX, "matplotlib", BELOW),
-    "interop": Room("wing", FLAX, "torch safetensors jax2onnx onnx", BELOW),
+    "interop": Room("wing", FLAX, "safetensors jax2onnx onnx", BELOW),
     "train": Room(
         "floor 3",
         f"{FLAX} optax orbax absl etils ml_collections",

@@ -1,71 +1,111 @@
 """State dicts in files: .npz, .safetensors, and what torch.save wrote.
 
-Of the last kind only tensors are read, and `argparse.Namespace`, since training scripts
-keep their arguments beside the weights: a pickle that would run anything else is
-refused. Numbers come as float32, or as float64 where they are.
+Of the last kind nothing is run and torch is not needed: `interop.torch_pickle` reads
+it. `interop.torch_entries` finds the state dict in it. Numbers come as float32, or as
+float64 where they are.
 """
 
-import argparse
 import contextlib
 import json
 import logging
 import os
-import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from a2os2a_jax.files import write_atomically
+from a2os2a_jax.interop import contents, torch_entries, torch_pickle
 
-TORCH = (".pth", ".pt", ".pth.tar", ".pt.tar")
+TORCH = (".pth", ".pt", ".pth.tar", ".pt.tar", ".ckpt", ".bin")
 SUFFIXES = (".npz", ".safetensors", *TORCH)
-# Where a training script keeps its weights, first those that were trained, then their
-# moving average.
-PLAIN, AVERAGED = ("state_dict", "model"), ("state_dict_ema", "model_ema")
-PREFIXES = ("module.", "_orig_mod.")  # of several devices, of torch.compile
 LOG = logging.getLogger("a2os2a_jax")
 
 
-def read(path: str | os.PathLike, ema: bool = False) -> dict[str, np.ndarray]:
+class StateDict(NamedTuple):
+    """A state dict of a file, and which one it is.
+
+    Attributes:
+      arrays: by their names, without what wrappers put in front.
+      about: JSON values: "entry" where it is not the whole of the file; "weights",
+        "average" or "plain", and "others", where the file has more than one, or an
+        average alone.
+      notes: the same in words, and what was left out.
+    """
+
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
+    notes: list[str]
+
+
+def read(
+    path: str | os.PathLike, ema: bool = False, entry: str | None = None
+) -> dict[str, np.ndarray]:
     """The tensors of a file by their names, without what wrappers put in front.
 
     Args:
-      path: ends in .npz, .safetensors, .pth, .pt or .pth.tar (needs torch).
+      path: ends in one of SUFFIXES.
       ema: of a file that holds the moving average as well, take that.
+      entry: as in `choose`.
     Raises:
-      ValueError: another suffix; a file that is damaged, empty, or no such file inside;
-        objects other than tensors; a value that is NaN or infinite. Names the file,
-        and the tensor.
+      ValueError, FileNotFoundError: as in `choose`; or there is no average.
+    """
+    found = choose(path, ema, entry)
+    if ema and not entry and found.about.get("weights") != "average":
+        raise ValueError(
+            f"torch_weights {path}: got weights alone, expected their average with "
+            f"ema=True, under one of {', '.join(torch_entries.AVERAGED)}"
+        )
+    for note in found.notes:
+        level = logging.WARNING if " took " in note else logging.INFO
+        LOG.log(level, "torch_weights %s: %s", path, note)
+    return found.arrays
+
+
+def choose(
+    path: str | os.PathLike, average: bool = True, entry: str | None = None
+) -> StateDict:
+    """The state dict in a file; where it holds two, the average or the other.
+
+    Args:
+      path: ends in one of SUFFIXES.
+      average: take the moving average of the weights where there is one.
+      entry: a path of dots to what is wanted, "ema.module": keys in the file, then what
+        names begin with. By itself the usual ones are found.
+    Raises:
+      ValueError: another suffix; a file that is damaged, empty, or of another kind than
+        its name says; no state dict inside, or none known; a tensor of a kind that is
+        not read; a value that is NaN or infinite; a pickle that would run a program.
+        Names the file, and the tensor.
       FileNotFoundError: there is no such file.
-      ImportError: torch is needed, and not there.
     """
     path = Path(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise ValueError(
-            f"torch_weights: got {path.name}, expected {', '.join(SUFFIXES[:-1])}"
+            f"torch_weights: got {path.name}, expected {', '.join(SUFFIXES)}"
         )
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"torch_weights {path}: got no such file")
-    if not path.stat().st_size:
-        raise ValueError(f"torch_weights {path}: got an empty file, expected weights")
-    if path.suffix.lower() == ".npz":
-        found = _npz(path)
-    elif path.suffix.lower() == ".safetensors":
-        found = _safetensors(path)
-    else:
-        found = _torch(path)
-    arrays: dict[str, np.ndarray] = {}
-    for key, value in _state_dict(path, found, ema).items():
-        name = _bare(str(key))
-        if name in arrays:
-            raise ValueError(f"torch_weights {path}: got {name} twice, expected once")
-        arrays[name] = _numbers(path, name, value)
+    suffix = path.suffix.lower()
+    kind = suffix if suffix in (".npz", ".safetensors") else "torch"
+    if other := contents.other_than(path, kind):
+        raise ValueError(f"torch_weights {path}: got {other}; expected weights")
+    with _damage(path, kind), _OPENED[kind](path) as tree:
+        try:
+            chosen = torch_entries.choose(tree, average, entry)
+        except ValueError as error:
+            raise _Told(f"torch_weights {path}: {error}") from error
+        tensors = chosen.tensors.items()
+        arrays = {name: _numbers(path, name, value) for name, value in tensors}
     if not arrays:
         raise ValueError(f"torch_weights {path}: got no tensors")
-    return arrays
+    about: dict[str, Any] = {"entry": chosen.entry} if chosen.entry else {}
+    if chosen.average or chosen.others:
+        about["weights"] = "average" if chosen.average else "plain"
+    if chosen.others:
+        about["others"] = list(chosen.others)
+    return StateDict(arrays, about, chosen.notes)
 
 
 def write(path: str | os.PathLike, arrays, metadata: Mapping[str, str]) -> None:
@@ -93,20 +133,22 @@ def write(path: str | os.PathLike, arrays, metadata: Mapping[str, str]) -> None:
         raise OSError(f"torch_weights {path}: not written: {text}") from error
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    with _damage(path, ".npz"):
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no archive")
-        # opened here: numpy leaves a file open that is no archive
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+@contextlib.contextmanager
+def _npz(path: Path) -> Iterator[dict[str, np.ndarray]]:
+    # opened here: numpy leaves a file open that is no archive
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        yield {name: file[name] for name in file.files}
 
 
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _safetensors(path: Path) -> Iterator[dict[str, np.ndarray]]:
     from safetensors import safe_open
 
-    with _damage(path, ".safetensors"), safe_open(path, "np") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+    with safe_open(path, "np") as file:
+        yield {name: file.get_tensor(name) for name in file.keys()}
+
+
+_OPENED = {".npz": _npz, ".safetensors": _safetensors, "torch": torch_pickle.opened}
 
 
 def metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -130,110 +172,62 @@ def metadata(path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
-def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"torch_weights {path}: got no torch, expected it for this kind of file; "
-            "or convert where it is: numpy.savez('model.npz', **{name: "
-            "x.detach().float().cpu().numpy() for name, x in state_dict.items()})"
-        ) from error
-    if not hasattr(torch.serialization, "safe_globals"):
-        raise ImportError(
-            f"torch_weights {path}: got torch {torch.__version__}, expected 2.5 or "
-            "newer, which reads no more than it is told to"
-        )
-    from pickle import UnpicklingError
-
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(
-                f"torch_weights {path}: loading it would run {match[1]}, expected "
-                "tensors alone (and an argparse.Namespace); refused"
-            ) from error
-        raise ValueError(_damaged(path, "torch", error)) from error
-    except Exception as error:  # whatever a damaged file leads to
-        raise ValueError(_damaged(path, "torch", error)) from error
-
-
-def _state_dict(path: Path, found: Any, ema: bool) -> Mapping[str, Any]:
-    """The state dict in what a file holds, which may be the whole of it."""
-    if not isinstance(found, Mapping):
-        raise ValueError(
-            f"torch_weights {path}: got {type(found).__name__}, expected a state dict"
-        )
-    held = [k for k in (*PLAIN, *AVERAGED) if isinstance(found.get(k), Mapping)]
-    wanted = [key for key in held if (key in AVERAGED) == ema]
-    if ema and not wanted:
-        some = ", ".join(map(str, list(found)[:3]))
-        raise ValueError(
-            f"torch_weights {path}: got {some}, expected {' or '.join(AVERAGED)} with "
-            "ema=True"
-        )
-    if not held:
-        return found
-    took = (wanted or held)[0]
-    if len(held) > 1 or not wanted:
-        all_of_them = " and ".join(held)
-        LOG.warning("torch_weights %s: holds %s, took %s", path, all_of_them, took)
-    return found[took]
-
-
-def _bare(name: str) -> str:
-    while name.startswith(PREFIXES):
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
-    return name
-
-
 def _numbers(path: Path, name: str, value: Any) -> np.ndarray:
     """A tensor as finite numbers of float32 or float64."""
-    if hasattr(value, "detach"):  # torch's, of which numpy does not know every dtype
-        import torch
-
-        value = value.detach().cpu().to_dense()
-        wide = value.dtype == torch.float64
-        value = value if value.is_complex() or wide else value.to(torch.float32)
-        value = value.numpy()
-    if not isinstance(value, np.ndarray | np.number | int | float):
-        raise ValueError(
-            f"torch_weights {path}: {name} is a {type(value).__name__}, expected a "
-            "tensor"
+    if isinstance(value, torch_pickle.Foreign):
+        raise _Told(
+            f"torch_weights {path}: {name} is a {value.qualified}, expected a dense "
+            "tensor of plain numbers"
         )
+    if not isinstance(value, np.ndarray):
+        try:
+            value = value.numpy()
+        except ValueError as error:
+            raise _Told(f"torch_weights {path}: {name} is of {error}") from error
     array = np.asarray(value)
     if array.dtype.str == "|V2":  # numpy's way to store a bfloat16
         wide = array.view(np.uint16).astype(np.uint32) << 16
         array = wide.view(np.float32)
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise ValueError(
+    if array.dtype.kind not in "fiub" and not _is_small_float(array.dtype):
+        raise _Told(
             f"torch_weights {path}: {name} is {array.dtype}, expected real numbers"
         )
     if array.dtype != np.float64:
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise ValueError(
+        raise _Told(
             f"torch_weights {path}: {name} has values that are NaN or infinite, "
             "expected finite ones"
         )
     return array
 
 
+def _is_small_float(dtype: np.dtype) -> bool:
+    """Whether it is a bfloat16 or float8, which are not numpy's own."""
+    return dtype.kind == "V" and dtype.name.startswith(("bfloat16", "float8"))
+
+
+class _Told(ValueError):
+    """An error that says all there is to say."""
+
+
 @contextlib.contextmanager
 def _damage(path: Path, kind: str):
     try:
         yield
+    except (_Told, ImportError, PermissionError):
+        raise
+    except torch_pickle.Refused as error:
+        raise ValueError(f"torch_weights {path}: {error}") from error
     except Exception as error:  # whatever a damaged file leads to
-        raise ValueError(_damaged(path, kind, error)) from error
-
-
-def _damaged(path: Path, kind: str, error: Exception) -> str:
-    return (
-        f"torch_weights {path}: not read, expected a whole {kind} file: {_line(error)}"
-    )
+        why = _line(error)
+        if isinstance(error, EOFError) or "truncated" in why:
+            why = "it is cut short, download it again"
+        elif isinstance(error, MemoryError):  # of a size that is damaged, mostly
+            why = "it asks for more memory than there is"
+        raise ValueError(
+            f"torch_weights {path}: not read, expected a whole {kind} file: {why}"
+        ) from error
 
 
 def _line(error: Exception) -> str:

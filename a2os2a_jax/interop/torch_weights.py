@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from a2os2a_jax.interop import torch_files
+from a2os2a_jax.interop import torch_entries, torch_files
 from a2os2a_jax.interop.torch_families import (
     FAMILIES,
     LEAVES,
@@ -165,6 +165,7 @@ def load(
     num_classes: int | None = None,
     key: jax.Array | None = None,
     ema: bool = False,
+    entry: str | None = None,
     **build_options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A model and its variables from a file of weights.
@@ -175,16 +176,18 @@ def load(
     ImageNet), else by the classes (1000 are ImageNet's).
 
     Args:
-      path: .npz, .safetensors, .pth, .pt or .pth.tar (the last three need torch), keyed
-        by the state dict's own names, a `module.` in front of them left out; in a
-        torch file it may lie under "state_dict", "model" or "state_dict_ema".
+      path: ends in one of `torch_files.SUFFIXES`, keyed by the state dict's own names.
+        Keys it lies under and what wrappers put in front of names are known, see
+        `torch_entries`.
       family: the model's family; recognised by its keys when None.
       surrogate: replaces the neuron's surrogate, as in `functional.surrogate.by_name`.
       dtype: of the computation, as in `models.build`.
-      num_classes: when the file has another number, its head is left out and
-        initialised anew; a warning of the logger "a2os2a_jax" says so.
+      num_classes: when the file has another number, or no head, a head is initialised
+        anew; a warning of the logger "a2os2a_jax" says so.
       key: of that initialisation; that of seed 0 when None.
       ema: take the moving average, of a torch file that holds both.
+      entry: a path of dots to the state dict, "generator.ema": keys in the file, then
+        what names begin with; names that do not are left out.
       build_options: those of `models.build` that no tensor tells: heads, timesteps,
         pool, image_size (32 or 224 pixels by the stem), stem, neuron; and any
         other, which then has to agree with the tensors.
@@ -194,7 +197,7 @@ def load(
       ValueError: an unknown file type or key, missing or superfluous weights, shapes
         that differ from the model's, values that are not finite, a damaged file; the
         message names the tensor, as the file and as we call it.
-      FileNotFoundError, ImportError: as `torch_files.read`.
+      FileNotFoundError: there is no such file.
     """
     if family is not None and family not in FAMILIES:
         raise ValueError(
@@ -217,12 +220,15 @@ def load(
         raise ValueError(
             "torch_weights: got dtype float64, expected jax_enable_x64 to be set for it"
         )
-    state_dict = torch_files.read(path, ema)
+    state_dict = torch_files.read(path, ema, entry)
     family = family or recognise(state_dict)
     about = torch_files.metadata(path)
     about = about if about.get("family") == family else {}  # then `save` wrote it
     wide = jnp.promote_types(dtype, jnp.float32)
     flat, keys = _convert(state_dict, family, wide)
+    headless = not any(where[:2] == _HEAD for where in flat)
+    if headless:
+        flat[*_HEAD, "kernel"] = _stand_in(path, family, flat, num_classes)
     options = _options(family, state_dict, flat, build_options, surrogate, about)
     held = options["num_classes"]
     variant = options.pop("variant")
@@ -232,18 +238,23 @@ def load(
         untold = "heads" not in options and "model.heads" in str(error)
         hint = "; no tensor tells the heads: give heads=" if untold else ""
         raise ValueError(f"torch_weights {path}: {error}{hint}") from error
+    if headless:
+        head = _new_head(model, flat[*_HEAD, "kernel"], key)
+        flat |= {(*_HEAD, leaf): array for leaf, array in head.items()}
     _check(model, family, flat, keys)
     variables = traverse_util.unflatten_dict(flat)
-    if num_classes not in (None, held):
+    if headless or num_classes not in (None, held):
         LOG.warning(
-            "torch_weights %s: head of %d classes in the file, %d asked for: "
+            "torch_weights %s: head of %s classes in the file, %d asked for: "
             "initialised anew",
             path,
-            held,
+            "no" if headless else held,
             num_classes,
         )
+    if num_classes not in (None, held):
         model = model.clone(num_classes=num_classes)
-        variables["params"]["head"] = _new_head(model, variables, key)
+        kernel = variables["params"]["head"]["kernel"]
+        variables["params"]["head"] = _new_head(model, kernel, key)
     return model, variables
 
 
@@ -304,6 +315,7 @@ def save(
 
 
 _COLLECTIONS = ("params", "batch_stats")
+_HEAD = ("params", "head")
 
 
 def _exported(row: Row, flat, used: set, model) -> Iterable[tuple[str, np.ndarray]]:
@@ -424,7 +436,9 @@ def recognise(state_dict: Mapping[str, np.ndarray]) -> str:
     if not most:
         some = ", ".join(list(state_dict)[:3])
         raise ValueError(
-            f"torch_weights: no family of {tuple(FAMILIES)} has keys as {some}"
+            f"torch_weights: no family of {tuple(FAMILIES)} has keys as {some}; what "
+            f"is left out in front of them is {', '.join(torch_entries.PREFIXES)}, or "
+            f"what all have; {torch_entries.OTHER}"
         )
     best = [family for family in FAMILIES if known[family] == most]
     closest = max(fits[family] for family in best)
@@ -588,8 +602,25 @@ def _most(pattern: str, names) -> int:
     return max((int(match[1]) for match in matches if match), default=0)
 
 
-def _new_head(model, variables, key) -> dict[str, jax.Array]:
-    kernel = variables["params"]["head"]["kernel"]
+def _stand_in(path, family: str, flat, num_classes: int | None) -> jax.Array:
+    """A kernel of the right shape for a head that the file lacks."""
+    if num_classes is None:
+        raise ValueError(
+            f"torch_weights {path}: missing the head, "
+            f"{_both(family, 'params/head/kernel')}; num_classes= makes one anew"
+        )
+    shapes = {"/".join(where): array.shape for where, array in flat.items()}
+    last, name = "block_0", "fc2"
+    if family == "qkformer":
+        last = "stage_3/block_0"
+    elif family == "spikingresformer":
+        stage = _most(r"params/stage_(\d+)/", shapes)
+        last, name = f"stage_{stage}/block_0", "down"
+    dim = _shape(family, shapes, f"params/{last}/mlp/{name}_linear/kernel")[-1]
+    return jnp.zeros((dim, num_classes))
+
+
+def _new_head(model, kernel, key) -> dict[str, jax.Array]:
     head = linear(
         model.num_classes,
         bias=model.head_bias,

@@ -1,6 +1,5 @@
 """The families' names: against those of public code; whole models there and back."""
 
-import argparse
 import json
 import logging
 
@@ -11,6 +10,7 @@ import pytest
 
 from a2os2a_jax import models
 from a2os2a_jax.interop import torch_families, torch_weights
+from tests.interop import torch_format
 
 # name -> (family, variant, options of `build`, options that `load` has to be told)
 _HEADS = dict(heads=2, timesteps=2)
@@ -287,17 +287,13 @@ def test_numbers_beyond_all_models_cost_nothing():
 
 
 def test_a_checkpoint_of_timm_loads_with_its_moving_average(saved, tmp_path):
-    torch = pytest.importorskip("torch")
     path, model, variables = saved("qkformer_cifar")
-    state = {k: torch.from_numpy(v.copy()) for k, v in keys_of(path).items()}
-    tree = dict(
-        epoch=1,
-        arch="QKFormer",
+    state = keys_of(path)
+    tree = torch_format.checkpoint(
         state_dict={f"module.{k}": v * 0 for k, v in state.items()},
         state_dict_ema={f"module.{k}": v for k, v in state.items()},
-        args=argparse.Namespace(T=2),
     )
-    torch.save(tree, tmp_path / "model_best.pth.tar")
+    torch_format.save(tmp_path / "model_best.pth.tar", tree)
     got, tree = torch_weights.load(tmp_path / "model_best.pth.tar", ema=True, **_HEADS)
     assert got == model
     jax.tree.map(np.testing.assert_array_equal, tree, variables)
@@ -406,6 +402,43 @@ def test_another_number_of_classes_makes_a_new_head_and_says_so(saved, caplog):
     caplog.clear()
     torch_weights.load(path, num_classes=5)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_without_a_head_gets_a_new_one_and_says_so(
+    saved, tmp_path, caplog, name
+):
+    path, model, variables = saved(name)
+
+    def beheaded(state):
+        return {k: v for k, v in state.items() if not k.startswith(("head.", "classi"))}
+
+    path = renamed(path, tmp_path, beheaded)
+    told = MODELS[name][3] | dict(num_classes=5)
+    with caplog.at_level(logging.WARNING, "a2os2a_jax"):
+        got, tree = torch_weights.load(path, **told)
+    assert "head of no classes in the file, 5 asked for: initialised" in caplog.text
+    assert got == model
+    head, there = tree["params"].pop("head"), dict(variables["params"])
+    old = there.pop("head")
+    assert jax.tree.map(jnp.shape, head) == jax.tree.map(jnp.shape, old)
+    assert np.ptp(head["kernel"]) > 0
+    jax.tree.map(np.testing.assert_array_equal, tree["params"], there)
+    del told["num_classes"]
+    with pytest.raises(ValueError, match="model.npz: missing the head, .*num_classes="):
+        torch_weights.load(path, **told)
+
+
+def test_an_entry_of_a_file_is_loaded(saved, tmp_path):
+    path, model, variables = saved("spikformer_cifar")
+    tree = dict(mine=torch_format.behind("snn.", keys_of(path)), yours=keys_of(path))
+    torch_format.save(tmp_path / "two.pth", tree)
+    with pytest.raises(ValueError, match=r"mine \(dict\), yours \(dict\)"):
+        torch_weights.load(tmp_path / "two.pth", **_HEADS)
+    for entry in ("mine", "mine.snn", "yours"):
+        got, tree = torch_weights.load(tmp_path / "two.pth", entry=entry, **_HEADS)
+        assert got == model
+        jax.tree.map(np.testing.assert_array_equal, tree, variables)
 
 
 # --- what is refused ------------------------------------------------------------------

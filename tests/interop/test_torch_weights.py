@@ -350,9 +350,9 @@ REFUSED = {  # change of the state dict, other options, words of the message
         ["blocks.0.attn.q_bn.gamma", "weight, bias"],
     ),
     "unknown keys": (
-        lambda sd: {f"net.{k}": v for k, v in sd.items()},
+        lambda sd: {f"{k}.mine": v for k, v in sd.items()},
         {},
-        ["no family", "columnar", "net.stem.conv.0.weight"],
+        ["no family", "columnar", "stem.conv.0.weight.mine", "module., ", "entry="],
     ),
     "wrong shape": (
         added("blocks.0.attn.q_linear.weight", (48, 40)),
