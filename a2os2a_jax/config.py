@@ -57,7 +57,7 @@ def default() -> ConfigDict:
     c.seed = 0
     c.dtype = "float32"  # of the computation: float32, bfloat16, float64
     c.deterministic = False  # on a GPU: sums in a fixed order, at some cost in time
-    c.init_from = unset(str)  # to start from: a run's DIR, a weights file, zoo:NAME
+    c.init_from = unset(str)  # to start from: a run's DIR, FILE of weights, zoo:NAME
     c.data = dict(
         name="digits",
         data_dir=unset(str),

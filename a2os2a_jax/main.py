@@ -18,7 +18,8 @@
 
 --mode=train  trains, or goes on, or reports a run that is finished
     keys      data.* model.* augment.* optim.* train.* mesh.* seed dtype deterministic
-              init_from; eval.split eval.examples eval.epochs eval.batch eval.layers
+              init_from eval.ema; eval.split eval.examples eval.epochs eval.batch
+              eval.layers
     writes    DIR: config.json, metrics.jsonl, checkpoints/, tensorboard/, and at the
               end result.json and figures/
     next      --mode=eval

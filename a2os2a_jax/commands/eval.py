@@ -85,8 +85,10 @@ def tag(config: ConfigDict, found: trained.Trained) -> str:
 
 
 def _name(about: dict[str, Any]) -> str:
-    """spikformer of DIR/spikformer.pth.tar."""
-    return Path(about["path"]).name.partition(".")[0] or "weights"
+    """spikformer of DIR/spikformer.pth.tar, spikformer-net of spikformer.pth@net."""
+    name = Path(about["path"]).name
+    entry = f"-{name.rpartition('@')[2]}" if "@" in name else ""
+    return f"{name.partition('.')[0] or 'weights'}{entry}"
 
 
 def table(record: dict[str, Any], names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from flax import traverse_util
 
 from a2os2a_jax.files import write_atomically
+from a2os2a_jax.interop import contents
 
 SUFFIXES = (".safetensors", ".npz")
 COLLECTIONS = ("params", "batch_stats")
@@ -87,6 +88,10 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     path = _known(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights {path}: got no such file")
+    if other := contents.other_than(path, path.suffix):
+        raise ValueError(
+            f"weights {path}: got {other}; expected a whole {path.suffix} file"
+        )
     with _damage(path):
         if path.suffix == ".npz":
             # opened here: numpy leaves a file open that is no archive

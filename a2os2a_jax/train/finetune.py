@@ -30,31 +30,33 @@ from a2os2a_jax.train.workdir import read_json
 HEAD = "params/head/"
 _EXPECTED = (
     "expected a run's DIR, DIR@best or DIR@STEP, a file of weights "
-    f"({', '.join(torch_files.SUFFIXES)}), or zoo:NAME"
+    f"({', '.join(torch_files.SUFFIXES)}) or FILE@ENTRY of it, or zoo:NAME"
 )
 
 
-def source(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def source(path: str, average: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variables at `path`, on the host, and where they come from.
 
     Args:
       path: what `init_from` takes: the directory of a run, for its last checkpoint, or
         DIR@best, DIR@STEP for another; a file that `interop.weights.save` wrote, or a
-        PyTorch state dict that `interop.torch_weights` reads; or zoo:NAME, weights that
-        come with the package.
+        PyTorch state dict that `interop.torch_weights` reads, FILE@ENTRY for another
+        in that file; or zoo:NAME, weights that come with the package.
+      average: take the moving average of the weights where there is one besides.
     Returns:
       (variables, about), about being JSON values: path, step, weights ("average" of the
-      run's `train.ema`, else "plain"), commit, and the config of the run; of a file its
-      path and sha256, and what it holds about itself, of a state dict its family.
+      run's `train.ema`, else "plain"), others (which were not taken), commit, and the
+      config of the run; of a file its path and sha256, and what it holds about itself,
+      of a state dict its family, weights, others, entry, and notes for people.
     Raises:
       ValueError: there is nothing, or no run, or no such checkpoint, or a damaged file.
       OSError: the checkpoint cannot be read.
     """
     place, which = _locate(path)
     if place.is_dir():
-        variables, about = of_run(place, which)
+        variables, about = of_run(place, which or "last", average)
     elif place.is_file() and place.name.lower().endswith(torch_files.SUFFIXES):
-        variables, kept = _of_file(place)
+        variables, kept = _of_file(place, average, which)
         digest = hashlib.sha256(place.read_bytes()).hexdigest()
         about = kept | {"sha256": digest}
         if "path" in kept:
@@ -65,16 +67,25 @@ def source(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return variables, about | {"path": str(path)}
 
 
-def _of_file(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_file(
+    place: Path, average: bool, entry: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(variables, what the file holds about itself), of ours or of PyTorch's names."""
     if weights.written_here(place):
+        if entry is not None:
+            raise ValueError(
+                f"init_from: got {place}@{entry}, expected {place}: this program wrote "
+                "it, and it holds one set of weights"
+            )
         return weights.load(place)
     try:
-        state_dict = torch_files.read(place)
-        family = torch_weights.recognise(state_dict)
-        return torch_weights.to_variables(state_dict, family), {"family": family}
+        found = torch_files.choose(place, average, entry)
+        family = torch_weights.recognise(found.arrays)
+        variables = torch_weights.to_variables(found.arrays, family)
     except ValueError as error:
-        raise ValueError(f"init_from {place}: {error}") from error
+        text = str(error).removeprefix(f"torch_weights {place}: ")
+        raise ValueError(f"init_from {place}: {text}") from error
+    return variables, {"family": family, **found.about, "notes": found.notes}
 
 
 def of_run(
@@ -112,7 +123,8 @@ def of_run(
             f"{', '.join(map(str, steps))}"
         )
     names = checkpoints.leaves(step)
-    averaged = average and any(name.startswith("ema/") for name in names)
+    has_average = any(name.startswith("ema/") for name in names)
+    averaged = average and has_average
     prefix = "ema/" if averaged else ""
     wanted = tuple(f"{prefix}{collection}/" for collection in weights.COLLECTIONS)
     arrays = checkpoints.read(step, [n for n in names if n.startswith(wanted)])
@@ -121,6 +133,7 @@ def of_run(
     about = {
         "step": step,
         "weights": "average" if averaged else "plain",
+        **({"others": ["average"]} if has_average and not averaged else {}),
         "commit": read_json(result).get("commit") if result.exists() else None,
         "config": read_json(folder / "config.json"),
     }
@@ -136,15 +149,15 @@ def transfer(
       variables: of another model, {"params": ..., "batch_stats": ...}.
       fresh: of the model to train: arrays, or jax.ShapeDtypeStruct to see what fits.
     Returns:
-      (variables, notes). Dtypes are those of `fresh`. The head is that of `fresh` if it
-      is of another number of classes; notes say so, a line each.
+      (variables, notes). Dtypes are those of `fresh`. The head is that of `fresh` where
+      there is none, or one of another number of classes; notes say so, a line each.
     Raises:
       ValueError: a tensor is missing, too many, of another shape, or not finite; names
         them and the setting that probably differs.
     """
     there = traverse_util.flatten_dict(dict(variables), sep="/")
     here = traverse_util.flatten_dict(dict(fresh), sep="/")
-    anew = _other_classes(there, here)
+    anew = _other_head(there, here)
     differing = []
     names = sorted((there.keys() | here.keys()) - anew)
     for name in sorted(names, key=lambda name: not name.startswith("params/")):
@@ -172,15 +185,23 @@ def transfer(
             raise ValueError(f"{name} holds NaN or infinity, expected finite numbers")
     notes = []
     if anew:
-        old, new = (tree[min(anew)].shape[-1] for tree in (there, here))
-        notes.append(f"head: {old} classes there, {new} here: initialised anew")
+        name = min(anew)
+        old = f"{np.shape(there[name])[-1]} classes" if name in there else "none"
+        more = "" if name in there else " classes"
+        new = f"{here[name].shape[-1]}{more}"
+        notes.append(f"head: {old} there, {new} here: initialised anew")
     elif any(name.startswith(HEAD) for name in here):
         notes.append("head: as many classes there as here: taken over")
     notes += [f"dtype: {line}: converted" for line in sorted(cast)]
     return traverse_util.unflatten_dict(taken, sep="/"), notes
 
 
-def check(path: str, workdir: str | os.PathLike, fresh: Mapping[str, Any]) -> None:
+def check(
+    path: str,
+    workdir: str | os.PathLike,
+    fresh: Mapping[str, Any],
+    average: bool = True,
+) -> None:
     """Finds in seconds that `init_from` cannot be taken, before anything is written.
 
     A run that has a checkpoint of its own goes on from that: nothing is looked at then.
@@ -189,6 +210,7 @@ def check(path: str, workdir: str | os.PathLike, fresh: Mapping[str, Any]) -> No
       path: see `source`.
       workdir: of the run that is to start.
       fresh: shapes of its variables.
+      average: see `source`.
     Raises:
       ValueError, OSError: see `source` and `transfer`; or `path` is `workdir` itself.
     """
@@ -198,7 +220,7 @@ def check(path: str, workdir: str | os.PathLike, fresh: Mapping[str, Any]) -> No
             "same command without it goes on"
         )
     if not Checkpoints(Path(workdir) / "checkpoints").steps():
-        _fitting(path, fresh)
+        _fitting(path, fresh, average)
 
 
 def begin(
@@ -206,10 +228,11 @@ def begin(
 ) -> tuple[TrainState, dict[str, Any], list[str]]:
     """(`state` with the weights of `path`, record for result.json, lines to print).
 
-    An average of the weights starts from them too. The optimizer stays fresh: its
-    moments are zero, and depend on no value.
+    Of weights that have an average, `eval.ema` takes that. An average of the new run
+    starts from them too. The optimizer stays fresh: its moments are zero, and depend on
+    no value.
     """
-    variables, about, notes = _fitting(path, state.variables)
+    variables, about, notes = _fitting(path, state.variables, config.eval.ema)
     # Copied on the devices: a step donates its state, these may share the host's memory
     copy = jax.jit(
         lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=parallel.whole(mesh)
@@ -239,30 +262,31 @@ def begin(
     return state, about, notes
 
 
-def _locate(path: str) -> tuple[Path, str]:
-    """(file or directory, which checkpoint); what exists may have an @ in its name."""
+def _locate(path: str) -> tuple[Path, str | None]:
+    """(file or directory, what of it); what exists may have an @ in its name."""
     name = str(path)
     if name.startswith(zoo.PREFIX):
         try:
-            return zoo.path(name), "last"
+            return zoo.path(name), None
         except ValueError as error:
             raise ValueError(f"init_from: {error}") from error
     if Path(name).exists() or "@" not in name:
-        return Path(name), "last"
-    folder, _, which = name.rpartition("@")
-    return (Path(folder), which) if Path(folder).is_dir() else (Path(name), "last")
+        return Path(name), None
+    place, _, which = name.rpartition("@")
+    return (Path(place), which) if Path(place).exists() else (Path(name), None)
 
 
-def whole(path: str, fresh: Mapping[str, Any], family: str):
+def whole(path: str, fresh: Mapping[str, Any], family: str, average: bool = True):
     """(variables, about, notes): all of the model at `path`, its head too, on the host.
 
     Args:
       family: that it has to be of, where the file tells it.
+      average: see `source`.
     Raises:
-      ValueError, OSError: see `source` and `transfer`; or a head of other classes, or
-        tensors named as another family's.
+      ValueError, OSError: see `source` and `transfer`; or no head, one of other
+        classes, or tensors named as another family's.
     """
-    variables, about, notes = _fitting(path, fresh)
+    variables, about, notes = _fitting(path, fresh, average)
     if about.get("family", family) != family:
         raise ValueError(
             f"init_from {path}: got tensors named as {about['family']}'s, expected "
@@ -270,32 +294,35 @@ def whole(path: str, fresh: Mapping[str, Any], family: str):
         )
     if anew := [note for note in notes if note.endswith("initialised anew")]:
         head = anew[0].removesuffix(": initialised anew")
-        raise ValueError(f"init_from {path}: {head}, expected as many")
+        raise ValueError(
+            f"init_from {path}: {head}, expected as many; --mode=train makes a new one"
+        )
     about.pop("config", None)
     return variables, about, notes
 
 
-def _fitting(path: str, fresh: Mapping[str, Any]):
+def _fitting(path: str, fresh: Mapping[str, Any], average: bool):
     """(variables, about, notes): what is at `path`, made to fit `fresh`."""
-    variables, about = source(path)
+    variables, about = source(path, average)
+    said = about.pop("notes", [])
     try:
         variables, notes = transfer(variables, fresh)
     except ValueError as error:
         family = about.get("family")
         of = f"; its tensors are named as {family}'s" if family else ""
         raise ValueError(f"init_from {path}: {error}{of}") from error
-    return variables, about, notes
+    return variables, about, [*said, *notes]
 
 
 def _shape(leaf: Any) -> str:
     return f"[{','.join(map(str, np.shape(leaf)))}]"
 
 
-def _other_classes(there: Mapping[str, Any], here: Mapping[str, Any]) -> set[str]:
-    """Names of the head, if both have one that differs in its last axis alone."""
+def _other_head(there: Mapping[str, Any], here: Mapping[str, Any]) -> set[str]:
+    """Names of the head, if only one has it, or it differs in its last axis alone."""
     old, new = ({n for n in tree if n.startswith(HEAD)} for tree in (there, here))
-    if not new or old != new:
-        return set()
+    if not old or old != new:
+        return set() if old else new
     shapes = [(np.shape(there[n]), np.shape(here[n])) for n in new]
     other = {(a[-1:], b[-1:]) for a, b in shapes}
     rest = all(a[:-1] == b[:-1] for a, b in shapes)
@@ -313,7 +340,8 @@ def _traits(tree: Mapping[str, Any]) -> dict[str, Any]:
     parts = {m[1] for n in tree if (m := re.search(r"/attention/(\w+?)_linear/", n))}
     hidden = axis("params/block_0/mlp/fc1_linear/kernel", -1)
     stages = any(n.startswith("params/stage_1/") for n in tree)
-    dim = axis("params/head/kernel", 0)
+    out = axis("params/block_0/mlp/fc2_linear/kernel", -1)
+    dim = axis("params/head/kernel", 0) or out  # of a file without a head
     images = any(n.startswith("params/stem/conv_0/") for n in tree)
     first = "params/stem/conv_0/kernel" if images else "params/stem/linear/kernel"
     return {

@@ -78,7 +78,8 @@ def _run(
     workdir = Path(workdir)
     c, main_process = config.train, jax.process_index() == 0
     if config.init_from is not None:
-        finetune.check(config.init_from, workdir, parts.abstract_state().variables)
+        fresh = parts.abstract_state().variables
+        finetune.check(config.init_from, workdir, fresh, config.eval.ema)
     finished = claim(workdir, config)
     settle_data(workdir, config, parts.dataset)
     if finished:

@@ -49,7 +49,8 @@ class Trained(NamedTuple):
 def load(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
     """The weights that `eval.checkpoint`, `average` and `ema` name, ready to be scored.
 
-    Where `workdir` holds no run, those that `init_from` names, as they are.
+    Where `workdir` holds no run, those that `init_from` names, as they are: `ema` is
+    then which of two is taken.
 
     Raises:
       ValueError: no run of this config is there, it has not the checkpoints asked for,
@@ -87,7 +88,7 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
 def _untrained(config: ConfigDict) -> Trained:
     """The weights of `init_from`, in the config's model."""
     unset = configs.default().eval
-    for key in ("checkpoint", "average", "ema"):
+    for key in ("checkpoint", "average"):
         if config.eval[key] != unset[key]:
             raise ValueError(
                 f"eval.{key}: got {config.eval[key]!r}, expected {unset[key]!r}: there "
@@ -95,11 +96,19 @@ def _untrained(config: ConfigDict) -> Trained:
             )
     of_training = prepare(config)
     fresh = of_training.abstract_state().variables
-    variables, about, notes = finetune.whole(config.init_from, fresh, config.model.name)
-    print("\n".join([f"weights of {config.init_from}", *notes]))
+    path, ema = config.init_from, config.eval.ema
+    variables, about, notes = finetune.whole(path, fresh, config.model.name, ema)
+    averaged = about.get("weights") == "average"
+    if averaged and not ema:
+        raise ValueError(
+            f"eval.ema: got False, expected True: the weights of {path} are an average"
+        )
+    print("\n".join([f"{EMA if averaged else PLAIN} of {path}", *notes]))
     parts, changed = _changed(config, of_training)
+    if not ema and about.get("others"):
+        changed = {"ema": False} | changed
     placed = parallel.put_whole(variables, parts.mesh)
-    return Trained(parts, placed, (0,), PLAIN, changed, about)
+    return Trained(parts, placed, (0,), EMA if averaged else PLAIN, changed, about)
 
 
 def _states(

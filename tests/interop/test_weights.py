@@ -136,8 +136,18 @@ def test_a_damaged_file_is_named(tmp_path, suffix):
     for keep in (path.stat().st_size // 2, 0):
         broken = tmp_path / f"broken{keep}{suffix}"
         broken.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(ValueError, match=re.escape(f"{broken.name}: damaged")):
+        with pytest.raises(
+            ValueError, match=rf"{re.escape(broken.name)}: (got|damaged)"
+        ):
             weights.load(broken)
+
+
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path):
+    for suffix in weights.SUFFIXES:
+        path = tmp_path / f"model{suffix}"
+        path.write_text("<!DOCTYPE html><title>Sign in</title>")
+        with pytest.raises(ValueError, match=f"model{suffix}: got an HTML page .'Sign"):
+            weights.load(path)
 
 
 def test_what_is_no_file_of_ours_is_named(tmp_path):

@@ -14,12 +14,13 @@ from flax import traverse_util
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import models
-from a2os2a_jax.interop import torch_weights, weights
+from a2os2a_jax.interop import torch_files, torch_weights, weights
 from a2os2a_jax.modules.norm import BatchNorm
 from a2os2a_jax.train import finetune, loop, setup
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.step import TrainState
 from a2os2a_jax.train.workdir import write_json
+from tests.interop import torch_format
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -193,6 +194,24 @@ def test_what_is_not_finite_is_not_taken():
         finetune.transfer(old, shapes())
 
 
+def test_a_head_that_is_not_there_is_fresh_and_said_to_be():
+    old, fresh = filled(shapes(), 0), filled(shapes(), 1)
+    del old["params"]["head"]
+    got, notes = finetune.transfer(old, fresh)
+    assert notes == ["head: none there, 4 classes here: initialised anew"]
+    want = flat(old) | {n: x for n, x in flat(fresh).items() if "/head/" in n}
+    assert flat(got).keys() == want.keys()
+    for name, array in flat(got).items():
+        np.testing.assert_array_equal(array, want[name], name)
+    wide = filled(shapes(variant="1-24"))
+    del wide["params"]["head"]
+    with pytest.raises(ValueError, match="dim .model.variant.: 24 there, 16 here"):
+        finetune.transfer(wide, fresh)
+    del old["params"]["block_0"]
+    with pytest.raises(ValueError, match="depth .model.variant.: 0 there, 1 here"):
+        finetune.transfer(old, fresh)
+
+
 # ---- source
 
 
@@ -235,6 +254,10 @@ def test_the_plain_weights_of_a_run_with_an_average(runs):
     assert about["weights"] == "plain"
     bias = runs[1]["params"]["body"]["bias"] + 5
     np.testing.assert_allclose(got["params"]["body"]["bias"], bias, rtol=1e-6)
+    assert finetune.source(str(runs[0] / "averaged@home"), False)[1] == about | {
+        "path": str(runs[0] / "averaged@home"),
+        "others": ["average"],
+    }
 
 
 FAMILY = dict(num_classes=4, image_size=8, in_channels=1, timesteps=2, heads=2)
@@ -259,7 +282,66 @@ def test_a_state_dict_of_pytorch_is_taken_as_any_other(tmp_path):
     assert about["path"] == str(path)
     taken, _, notes = finetune.whole(str(path), want, "spikformer")
     jax.tree.map(np.testing.assert_array_equal, taken, want)
-    assert notes == ["head: as many classes there as here: taken over"]
+    assert notes == [
+        "left out: 11 counters (num_batches_tracked)",
+        "head: as many classes there as here: taken over",
+    ]
+
+
+def both(tmp_path, **changes):
+    """(path of a torch file with weights and their average, ours of both)."""
+    want = state_dict(tmp_path / "public.safetensors")
+    plain = torch_files.read(tmp_path / "public.safetensors")
+    tree = {
+        "state_dict": torch_format.behind("module.", plain),
+        "state_dict_ema": {name: x / 2 for name, x in plain.items()},
+        "net_ops": {"total_ops": np.zeros(1)},
+        "args": torch_format.Call("argparse.Namespace", state={"lr": 0.1}),
+    } | changes
+    half = jax.tree.map(lambda x: x / 2, want)
+    return torch_format.save(tmp_path / "public.pth", tree), want, half
+
+
+def test_of_two_in_a_torch_file_the_average_is_taken_unless_told(tmp_path):
+    path, want, half = both(tmp_path)
+    for average, kind, tree in ((True, "average", half), (False, "plain", want)):
+        variables, about, notes = finetune.whole(str(path), want, "spikformer", average)
+        jax.tree.map(np.testing.assert_array_equal, variables, tree)
+        assert about["weights"] == kind and "notes" not in about
+        ends = "took state_dict_ema, an average of the weights" if average else "dict"
+        assert notes[0].startswith("holds state_dict and state_dict_ema, took ")
+        assert notes[0].endswith(ends)
+    assert about["others"] == ["state_dict_ema"] and about["entry"] == "state_dict"
+    named, about = finetune.source(f"{path}@state_dict")
+    jax.tree.map(np.testing.assert_array_equal, named, want)
+    assert about["path"] == f"{path}@state_dict" and len(about["sha256"]) == 64
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_run_starts_from_the_average_or_from_the_weights(tmp_path, ema):
+    path, want, half = both(tmp_path)
+    c = config(init_from=str(path), eval__ema=ema, model__name="spikformer")
+    parts = setup.prepare(c)
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), parts.abstract_state())
+    finetune.check(str(path), tmp_path / "new", state.variables, ema)
+    state, about, notes = finetune.begin(str(path), state, c, parts.mesh)
+    jax.tree.map(np.testing.assert_array_equal, state.variables, half if ema else want)
+    kind = "average" if ema else "plain"
+    assert about["weights"] == kind
+    assert notes[0] == f"starting from {path} ({kind} weights)"
+
+
+def test_a_torch_file_without_a_head_trains_on_and_is_not_scored(tmp_path):
+    path, want, _ = both(tmp_path)
+    state = torch_files.read(path)
+    headless = {n: x for n, x in state.items() if not n.startswith("head.")}
+    torch_format.save(path, {"model": torch_format.behind("backbone.", headless)})
+    taken, _, notes = finetune._fitting(str(path), want, True)
+    jax.tree.map(np.testing.assert_array_equal, taken, want)
+    assert "head: none there, 4 classes here: initialised anew" in notes
+    assert notes[0] == "left out in front of names: backbone."
+    with pytest.raises(ValueError, match="head: none there, 4 classes here, expected"):
+        finetune.whole(str(path), want, "spikformer")
 
 
 def test_a_state_dict_of_another_model_is_an_error_that_names_its_family(tmp_path):
@@ -316,7 +398,10 @@ NOWHERE = {
     "no step": ("plain@dev", ["plain@dev", "expected last, best or a step"]),
     "no scores": ("averaged@home@best", ["no checkpoint has a score"]),
     "another kind": ("model.h5", ["a file of another kind", ".npz, .safetensors"]),
-    "damaged": ("broken.npz", ["broken.npz: damaged"]),
+    "damaged": ("broken.npz", ["broken.npz: got a zip archive cut short"]),
+    "a page": ("page.pth", ["page.pth: got an HTML page", "download it again"]),
+    "no such entry": ("two.pth@net", ["two.pth", "entry 'net', expected one of first"]),
+    "an entry of ours": ("ours.npz@model", ["ours.npz@model", "one set of weights"]),
 }
 
 
@@ -330,6 +415,10 @@ def test_what_is_not_there_is_found_before_anything_is_written(
     write_json(folder / "bare" / "config.json", configs.to_json(config()))
     (folder / "model.h5").touch()
     (folder / "broken.npz").write_bytes(b"PK\3\4")
+    (folder / "page.pth").write_text("<html>sign in</html>")
+    two = {k: {"head.weight": np.ones((4, 8), np.float32)} for k in ("first", "second")}
+    torch_format.save(folder / "two.pth", two)
+    weights.save(folder / "ours.npz", runs[1])
     monkeypatch.setattr(setup.Parts, "fresh_state", None)  # nothing is compiled
     name, words = NOWHERE[what]
     with pytest.raises((ValueError, OSError)) as error:

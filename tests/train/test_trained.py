@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from a2os2a_jax import config as configs
-from a2os2a_jax.train import setup, trained
+from a2os2a_jax.interop import weights as files
+from a2os2a_jax.train import finetune, setup, trained
 from a2os2a_jax.train.checkpoint import Checkpoints
 
 
@@ -155,6 +156,39 @@ def test_the_moving_average_is_scored_where_there_is_one(tmp_path, monkeypatch):
     found = trained.load(_config(eval__ema=False), run)
     assert (_value(found), found.weights) == (4, trained.PLAIN)
     assert found.changed == {"ema": False}
+
+
+def _averaged(tmp_path):
+    return str(_make(tmp_path / "source", _config(train__ema=0.5), ema=10))
+
+
+def test_of_weights_elsewhere_eval_ema_takes_the_average_or_not(tmp_path, capsys):
+    source = _averaged(tmp_path)
+    plain = str(_make(tmp_path / "plain", _config()))
+
+    def load(path, ema):
+        config = _config(init_from=path, eval__ema=ema)
+        return trained.load(config, tmp_path / "none")
+
+    average, weights = (load(source, ema) for ema in (True, False))
+    assert [_value(found) for found in (average, weights)] == [14, 4]
+    assert (average.weights, average.changed) == (trained.EMA, {})
+    assert (weights.weights, weights.changed) == (trained.PLAIN, {"ema": False})
+    assert average.about["weights"] == "average" and weights.about["weights"] == "plain"
+    said = capsys.readouterr().out.splitlines()
+    assert f"{trained.EMA} of {source}" in said and f"weights of {source}" in said
+    for ema in (True, False):  # there is one set: it is the plain one
+        found = load(plain, ema)
+        assert _value(found) == 4 and (found.weights, found.changed) == ("weights", {})
+
+
+def test_an_average_alone_is_not_scored_as_if_it_were_plain(tmp_path):
+    kept = str(tmp_path / "kept.npz")
+    files.save(kept, *finetune.source(_averaged(tmp_path)))
+    found = trained.load(_config(init_from=kept), tmp_path / "none")
+    assert found.weights == trained.EMA and _value(found) == 14
+    with pytest.raises(ValueError, match="eval.ema: got False, expected True: .*kept"):
+        trained.load(_config(init_from=kept, eval__ema=False), tmp_path / "none")
 
 
 def test_another_data_set(run):
