@@ -32,6 +32,21 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         temp.unlink(missing_ok=True)
 
 
+def expanded(path: str | os.PathLike) -> Path:
+    """`path`, with the home directory for a leading ~ or ~user.
+
+    Raises:
+      ValueError: there is no such home directory.
+    """
+    found = os.path.expanduser(path)
+    if found.startswith("~") and not os.path.lexists(found):
+        raise ValueError(
+            f"got {path}, expected a path without ~: there is no home directory that "
+            "HOME or the list of users names"
+        )
+    return Path(found)
+
+
 def is_unfinished(name: str) -> bool:
     """Whether `write_atomically` names a file so until it is whole."""
     return re.fullmatch(r"\..+\.tmp", name) is not None

@@ -14,7 +14,7 @@
 --config.…    overrides one key, as in --config.optim.lr=1e-3; the keys with their
               meaning are in a2os2a_jax/config.py; None takes a choice back
 --list        models, attentions, data sets, optimizers, configs: all that can be named
---traceback   on an error, show where it came from
+--traceback   on an error, show where it came from instead of one line
 
 --mode=train  trains, or goes on, or reports a run that is finished
     keys      data.* model.* augment.* optim.* train.* mesh.* seed dtype deterministic
@@ -96,6 +96,7 @@ Examples:
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -103,6 +104,8 @@ from typing import Any, NamedTuple
 
 try:
     from absl import flags
+
+    from a2os2a_jax import files, streams
 except ImportError:  # a plain installation brings the primitives alone
     sys.exit(
         "error: no absl-py here, expected what training needs: pip install '.[train]' "
@@ -130,6 +133,8 @@ OPTIONS = {  # of one mode alone: flag -> (mode, what defines it, default)
     "out": ("predict", flags.DEFINE_string, None),
     "figures": ("predict", flags.DEFINE_integer, 8),
 }
+PATHS = ("workdir", "config", "image", "out")  # flags, and keys of a config
+PATHS += ("config.init_from", "config.data.data_dir")
 LATER = ("bench",)
 
 
@@ -177,7 +182,8 @@ def parse(argv: Sequence[str]) -> Line:
     flags.DEFINE_bool("traceback", False, "", flag_values=values)
     for name, (_, define, default) in OPTIONS.items():
         define(name, default, "", flag_values=values)
-    argv, unset = _unset(argv)  # a list, else overrides are looked for in sys.argv
+    # a list, else overrides are looked for in sys.argv
+    argv, unset = _unset(_at_home(argv))
     own = _own_config(argv)
     how = dict(flag_values=values, sys_argv=argv)
     try:
@@ -229,6 +235,20 @@ def parse(argv: Sequence[str]) -> Line:
     return Line(config, values.workdir, values.mode, values.traceback, options)
 
 
+def _at_home(argv: Sequence[str]) -> list[str]:
+    """The words, with the home directory for ~ in paths: no shell sees it behind =."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.lstrip("-") in PATHS and value.startswith("~"):
+            try:
+                value = str(files.expanded(value))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        words.append(f"{name}{equals}{value}")
+    return words
+
+
 def _unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """(the other words, keys of --config.key=None): back to nobody's choice."""
     found = [re.fullmatch(r"--?config\.([\w.]+)=None", word) for word in argv]
@@ -260,9 +280,19 @@ def _own_config(argv: Sequence[str]):
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    """Runs a command line; returns the exit code."""
+    """Runs a command line; returns the exit code.
+
+    What goes wrong is one line on stderr, unless --traceback asks for more. What the
+    command line turns on in jax for itself ends with it.
+    """
     argv = list(argv) or sys.argv
+    with streams.lasting(), contextlib.ExitStack() as settings:
+        return _main(argv, settings)
+
+
+def _main(argv: list[str], settings: contextlib.ExitStack) -> int:
     traceback = "--traceback" in argv
+    mode, config = _mode(argv) or "train", None
     try:
         if {"--help", "-h", "-help"} & set(argv[1:]):
             print(usage(_mode(argv)), end="")
@@ -272,28 +302,45 @@ def main(argv: Sequence[str] = ()) -> int:
             listing.run(MODES, LATER)
             return 0
         config, workdir, mode, traceback, options = parse(argv)
-        if config.get("deterministic"):
-            from a2os2a_jax.train import parallel
-
-            parallel.make_deterministic()
-        if config.get("dtype") == "float64":
-            import jax
-
-            jax.config.update("jax_enable_x64", True)
+        _settle(config, settings)
         command = importlib.import_module(MODES[mode])
         with _held(workdir, mode):
             found = command.run(config, workdir, **options)
         return command.exit_code(found) if hasattr(command, "exit_code") else 0
     except KeyboardInterrupt:
-        goes_on = (_mode(argv) or "train") == "train"
-        then = "; the same command goes on from the last checkpoint" * goes_on
+        then = "; the same command goes on from the last checkpoint" * (mode == "train")
         print(f"interrupted{then}")
         return 130
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except Exception as error:  # the outermost place: whatever else it may be
         if traceback:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        failures = importlib.import_module("a2os2a_jax.commands.failures")
+        print(f"error: {failures.line(error, mode, config)}", file=sys.stderr)
         return 1
+
+
+def _settle(config: Any, settings: contextlib.ExitStack) -> None:
+    """Sets what a config asks of jax, until `settings` ends."""
+    if config.get("deterministic"):
+        from a2os2a_jax.train import parallel
+
+        before = os.environ.get("XLA_FLAGS")
+        parallel.make_deterministic()
+        settings.callback(_set_variable, "XLA_FLAGS", before)
+    if config.get("dtype") == "float64":
+        import jax
+
+        settings.callback(
+            jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64
+        )
+        jax.config.update("jax_enable_x64", True)
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _held(workdir: str | None, mode: str) -> contextlib.AbstractContextManager:

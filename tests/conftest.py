@@ -19,14 +19,6 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def same_precision():
-    """What a program turns on for itself, float64, ends with the file that ran it."""
-    before = jax.config.jax_enable_x64
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Half the time to compile, slower to compute, until the file ends.

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,3 +64,11 @@ def test_the_last_of_two_writers_wins_and_neither_is_torn(tmp_path):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), files.write_atomically(tmp_path / "a/b"):
         pass
+
+
+def test_a_home_directory_is_found_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.expanded("~/runs") == tmp_path / "runs"
+    assert files.expanded("a/~b") == Path("a/~b")
+    with pytest.raises(ValueError, match="got ~nobody-here/x, expected a path without"):
+        files.expanded("~nobody-here/x")

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import main
+from a2os2a_jax.commands import plan
 from a2os2a_jax.train import checkpoint, metrics, setup
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,6 +91,7 @@ WRONG = {
     ),
     "seed": (["--config.seed=-1"], ["seed: got -1", "expected 0 to"]),
     "dtype": (["--config.dtype=float16"], ["dtype: got 'float16'", "float32"]),
+    "no dtype": (["--config.dtype=0"], ["dtype: got '0'", "float32"]),
     "stray argument": (["digits"], ["got 'digits'", "expected flags alone"]),
     "unknown flag": (["--workdirs=x"], ["workdirs"]),
     "unknown mode": (["--mode=fly"], ["'fly' is unknown", "expected train, eval, "]),
@@ -295,6 +298,56 @@ def test_list_needs_no_config(capsys):
     out, err = capsys.readouterr()
     assert "attention kinds" in out and "next: " in out and err == ""
     assert f"not built yet: {', '.join(main.LATER)}" in out
+
+
+# ---- what surrounds the work
+
+
+def test_what_a_run_turns_on_in_jax_ends_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    seen = {}
+
+    def spy(config, workdir):
+        seen.update(x64=jax.config.jax_enable_x64, flags=os.environ["XLA_FLAGS"])
+        raise ValueError("as far as this")
+
+    monkeypatch.setattr(plan, "run", spy)
+    assert not jax.config.jax_enable_x64
+    flags = ["--config.dtype=float64", "--config.deterministic=True"]
+    assert call(SMOKE, "--mode=plan", *flags) == 1
+    assert seen["x64"] and "deterministic_ops=true" in seen["flags"]
+    assert not jax.config.jax_enable_x64
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false"
+
+
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.py").write_text((ROOT / "configs" / "digits.py").read_text())
+    given = ["main", "--config=~/c.py:smoke", "--workdir=~/run"]
+    given += ["--config.init_from=~/other@best", "--config.data.data_dir=~/sets"]
+    found = main.parse(given)
+    assert found.workdir == str(tmp_path / "run")
+    assert found.config.init_from == str(tmp_path / "other@best")
+    assert found.config.data.data_dir == str(tmp_path / "sets")
+    words = main.parse([*given, "--mode=predict", "--image=~/a.png", "--out=~/o"])
+    assert words.options["image"] == str(tmp_path / "a.png")
+    assert words.options["out"] == str(tmp_path / "o")
+
+
+def test_a_notebooks_backend_and_an_old_pipe_cost_no_run(tmp_path, quick_compilation):
+    """Trained, scored and drawn, as by !python in a notebook, or into a cp1252 pipe."""
+    pytest.importorskip("matplotlib")
+    surroundings = dict(
+        MPLBACKEND="module://no_such_backend.inline",
+        PYTHONIOENCODING="ascii",
+        HOME="/nonexistent",
+    )
+    workdir = tmp_path / "\N{SNOWMAN}"
+    found = program(SMOKE, f"--workdir={workdir}", **surroundings)
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr and r"\u2603" in found.stdout
+    figures = {path.name for path in (workdir / "figures").iterdir()}
+    assert figures == {"training_curves.png", "spike_raster.png"}
 
 
 def test_traceback_shows_where_an_error_came_from(tmp_path):

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from a2os2a_jax.analysis import plots
+from a2os2a_jax.commands import failures
 from a2os2a_jax.train import metrics, trained
 from a2os2a_jax.train import workdir as workdirs
 
@@ -59,9 +61,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         **report,
     }
     names = dataset.class_names or tuple(map(str, range(dataset.classes)))
+    if jax.process_index() == 0:
+        log = _write(record, names, folder)
     print(table(record, names))
     if jax.process_index() == 0:
-        _write(record, names, tag(config, found), folder)
+        print(f"wrote a line to {log}")
+        _draw(record, names, tag(config, found), folder)
         print(_next(config) if found.about is None else NEXT_OF_FILE)
     return record
 
@@ -131,23 +136,21 @@ def _worst(record: dict[str, Any], names: Sequence[str]) -> str:
     )
 
 
-def _write(
-    record: dict[str, Any], names: Sequence[str], tag: str, folder: Path
-) -> None:
-    """A line and figures; a figure that is there already is kept."""
+def _write(record: dict[str, Any], names: Sequence[str], folder: Path) -> Path:
+    """Adds a line to the file that is returned."""
     few = len(names) <= CLASSES
     path = folder / "evaluations.jsonl"
     metrics.JsonLines(path)(
         {k: v for k, v in record.items() if few or k != "confusion"}
     )
-    print(f"wrote a line to {path}")
-    try:
-        import matplotlib  # noqa: F401
+    return path
 
-        from a2os2a_jax.analysis import plots
-    except ImportError:
-        print("no figures: matplotlib is not installed (pip install matplotlib)")
-        return
+
+@failures.spared("figures")
+def _draw(record: dict[str, Any], names: Sequence[str], tag: str, folder: Path) -> None:
+    """Figures; one that is there already is kept."""
+    plots.check_matplotlib()
+    few = len(names) <= CLASSES
     of = f"{record['data']}, {tag.replace('-', ', ')}"
     ways = {  # name -> what draws it
         "confusion": lambda path: plots.confusion(
@@ -170,7 +173,8 @@ def _write(
         path = folder / "figures" / f"{name}_{tag}.png"
         if path.exists():
             print(f"kept  {path}, which is there already")
-        else:
+            continue
+        with failures.spared(name.replace("_", "-") + " figure"):
             draw(path)
             print(f"wrote {path}")
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
-from a2os2a_jax.analysis import rates
+from a2os2a_jax.analysis import plots, rates
 from a2os2a_jax.commands import eval as evaluation
 from a2os2a_jax.train import evaluate, metrics, setup, trained
 from a2os2a_jax.train import workdir as workdirs
@@ -88,12 +88,7 @@ def run(config: ConfigDict, workdir: str) -> list[Path]:
         the run that is not as expected.
       ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "--mode=figures: matplotlib is not installed (pip install matplotlib)"
-        ) from error
+    plots.check_matplotlib()
     folder, written = Path(workdir), []
     for figure in _figures(config, trained.load(config, folder), folder):
         paths = [folder / "figures" / f"{figure.name}{end}" for end in _ENDINGS]
@@ -130,8 +125,6 @@ def _is_there(path: Path, source: Path | None) -> bool:
 
 
 def _figures(config: ConfigDict, found: trained.Trained, folder: Path) -> list[Figure]:
-    from a2os2a_jax.analysis import plots
-
     parts, split = found.parts, config.eval.split
     size, tag = _size(config, found), _tag(config, found, folder)
     end, of = f"_{tag}" if tag else "", what(config, parts, tag)
@@ -291,8 +284,6 @@ def spike_raster(
     seen: Seen, path: Path, title: str, class_names: Sequence[str] | None
 ) -> Path:
     """Draws the first example."""
-    from a2os2a_jax.analysis import plots
-
     return plots.spike_raster(
         {name: spikes[0] for name, spikes in seen.spikes.items()},
         seen.images[0],

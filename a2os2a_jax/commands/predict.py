@@ -17,8 +17,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from a2os2a_jax.analysis import rates
+from a2os2a_jax.analysis import plots, rates
+from a2os2a_jax.commands import failures
 from a2os2a_jax.data import images, pictures
+from a2os2a_jax.files import expanded
 from a2os2a_jax.interop.export import check_writable, writing
 from a2os2a_jax.train import inference, metrics
 from a2os2a_jax.train import workdir as workdirs
@@ -108,7 +110,7 @@ def run(
         workdirs.write_json(folder / ABOUT, {"finished": False, **about})
         log = metrics.JsonLines(folder / LOG)
     readable = _Readable(files, spec)
-    root = Path(image).expanduser()
+    root = expanded(image)
     lines, drawn, disagreeing, inverted = [], [], [], 0
     draw = _drawer(ready, folder) if figures else None
     progress = _progress(len(files))
@@ -130,14 +132,14 @@ def run(
             done = f"{len(lines):,} of {_count(len(files), 'picture')}"
             print(f"answered before: {done}, in {folder / LOG}", file=sys.stderr)
         raise
-    print(table(lines, ready, top))
-    _notes(readable, disagreeing, inverted, len(files), ready)
     counts = {
         "read": len(lines),
         "not_read": [str(error) for error in readable.unread],
     }
     with writing(folder, "--out"):
         workdirs.write_json(folder / ABOUT, {"finished": True, **about, **counts})
+    print(table(lines, ready, top))
+    _notes(readable, disagreeing, inverted, len(files), ready)
     print(f"wrote {folder}: {LOG}, {ABOUT}")
     for path in drawn:
         print(f"      {path}")
@@ -329,7 +331,7 @@ def _check_out(out: str | None) -> None:
         return
     if not out:
         raise ValueError("--out: got none, expected a new or empty folder")
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--out: {folder} is not empty, expected a new folder")
     if folder.exists() and not folder.is_dir():
@@ -340,7 +342,7 @@ def _check_out(out: str | None) -> None:
 def _folder(out: str | None, name: str) -> Path:
     """--out, or the first of predictions/NAME, NAME-2, ... that is not there."""
     if out is not None:
-        return Path(out).expanduser()
+        return expanded(out)
     name, number = re.sub(r"[^\w.-]+", "_", name), 1
     while (folder := Path(OUT, name + (f"-{number}" if number > 1 else ""))).exists():
         number += 1
@@ -350,15 +352,12 @@ def _folder(out: str | None, name: str) -> Path:
 def _drawer(ready: inference.Ready, folder: Path):
     """(answer, line, drawn) -> [path of its figure], [] if it failed; None without
     matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-
-        from a2os2a_jax.analysis import plots
-    except ImportError:
-        print("no figures: matplotlib is not installed (pip install matplotlib)")
+    see = None
+    with failures.spared("figures"):
+        plots.check_matplotlib()
+        see = spikes_of(ready)
+    if see is None:
         return None
-
-    see = spikes_of(ready)
 
     def draw(answer: Answer, line: dict[str, Any], drawn: Sequence[Path]) -> Path:
         name = Path(line["file"]).with_suffix("")
@@ -379,14 +378,10 @@ def _drawer(ready: inference.Ready, folder: Path):
             f"{ready.spec.name}",
         )
 
-    def tried(*of) -> list[Path]:
-        try:
-            return [draw(*of)]
-        # memory, fonts, a full disk: whatever it is, the answers are worth more
-        except Exception as error:
-            why = _flat(str(error)) or type(error).__name__
-            print(f"no figure of {_flat(of[1]['file'])}: {why}", file=sys.stderr)
-            return []
+    def tried(answer, line, drawn) -> list[Path]:
+        with failures.spared(f"figure of {_flat(line['file'])}"):
+            return [draw(answer, line, drawn)]
+        return []
 
     return tried
 

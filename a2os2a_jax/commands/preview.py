@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from a2os2a_jax.analysis import plots
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.train.setup import Parts, prepare
 from a2os2a_jax.train.workdir import PREVIEW
@@ -68,8 +69,6 @@ def first(config: ConfigDict, parts: Parts, step: int = 0) -> dict[str, np.ndarr
 
 def draw(parts: Parts, seen: dict[str, np.ndarray], path: Path) -> None:
     """The contact sheet of what `first` gave."""
-    from a2os2a_jax.analysis import plots
-
     data = parts.dataset
     images = seen["images"][:EXAMPLES]
     mean, std = (np.asarray(x, np.float32) for x in (data.mean, data.std))

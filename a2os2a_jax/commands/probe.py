@@ -84,6 +84,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         "commit": workdirs.commit(),
         "device": workdirs.device(mesh),
     }
+    path = folder / "evaluations.jsonl"
+    if jax.process_index() == 0:
+        metrics.JsonLines(path)(record)
     print(table(record))
     if not how["inputs"]:
         print(f"raw inputs left out: they take more than {probe.MAX_BYTES >> 30} GiB")
@@ -95,9 +98,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
             f"The run was trained on {data.name}, with all labels: this says how well"
         )
         print("its features separate, not how they transfer (--config.eval.data=...)")
-    path = folder / "evaluations.jsonl"
     if jax.process_index() == 0:
-        metrics.JsonLines(path)(record)
         print(f"wrote a line to {path}")
     print(f"next: --mode=train with --config.init_from={folder} and a new --workdir")
     print("      trains all weights from here, on this or other data")

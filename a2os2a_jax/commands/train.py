@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from a2os2a_jax.commands import figures
+from a2os2a_jax.analysis import plots
+from a2os2a_jax.commands import failures, figures
 from a2os2a_jax.train import loop, metrics
 from a2os2a_jax.train import workdir as workdirs
 
@@ -92,23 +93,19 @@ def draw(config: ConfigDict, folder: Path) -> list[Path]:
     wanted = [path for path in (curves, raster) if not path.exists()]
     if not wanted or jax.process_index():
         return []
-    try:
-        import matplotlib  # noqa: F401
-
-        from a2os2a_jax.analysis import plots
-    except ImportError:
-        print("no figures: matplotlib is not installed (pip install matplotlib)")
-        return []
-    curves.parent.mkdir(exist_ok=True)
-    if curves in wanted:
-        plots.training_curves(
-            metrics.read_lines(folder / "metrics.jsonl"),
-            curves,
-            f"{config.data.name}: {figures.model_of(config)}",
-        )
-    if raster in wanted:
-        _draw_raster(config, folder, raster)
-    return wanted
+    with failures.spared("figures"):
+        plots.check_matplotlib()
+        with failures.spared("training curves"):
+            if curves in wanted:
+                plots.training_curves(
+                    metrics.read_lines(folder / "metrics.jsonl"),
+                    curves,
+                    f"{config.data.name}: {figures.model_of(config)}",
+                )
+        with failures.spared("spike raster"):
+            if raster in wanted:
+                _draw_raster(config, folder, raster)
+    return [path for path in wanted if path.exists()]
 
 
 def _draw_raster(config: ConfigDict, folder: Path, path: Path) -> None:

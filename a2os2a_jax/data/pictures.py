@@ -14,6 +14,7 @@ import numpy as np
 
 from a2os2a_jax.data import images, pipeline
 from a2os2a_jax.data.sources.folder import SUFFIXES
+from a2os2a_jax.files import expanded
 
 ANSWERS = "predictions.json"  # its folder holds figures, which are no pictures
 BRIGHT = 0.5  # mean of pixel / 255 above which a picture is more white than black
@@ -39,7 +40,7 @@ def files(path: str | Path) -> list[Path]:
     Raises:
       ValueError: nothing is there, or a folder without pictures.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_file():
         return [path]
     if not path.is_dir():

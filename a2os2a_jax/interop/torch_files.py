@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from a2os2a_jax.files import write_atomically
+from a2os2a_jax.files import expanded, write_atomically
 from a2os2a_jax.interop import contents, torch_entries, torch_pickle
 
 TORCH = (".pth", ".pt", ".pth.tar", ".pt.tar", ".ckpt", ".bin")
@@ -80,7 +80,7 @@ def choose(
         Names the file, and the tensor.
       FileNotFoundError: there is no such file.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise ValueError(
             f"torch_weights: got {path.name}, expected {', '.join(SUFFIXES)}"

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from a2os2a_jax.files import write_atomically
+from a2os2a_jax.files import expanded, write_atomically
 from a2os2a_jax.interop import contents
 
 SUFFIXES = (".safetensors", ".npz")
@@ -140,7 +140,7 @@ def written_here(path: str | os.PathLike) -> bool:
 
 
 def _known(path: str | os.PathLike) -> Path:
-    path = Path(path)
+    path = expanded(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"weights {path}: got suffix {path.suffix!r}, expected "

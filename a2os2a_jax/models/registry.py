@@ -121,7 +121,10 @@ def build(
     _one_of("model.shortcut", shortcut, SHORTCUTS)
     if not 0 <= drop_path < 1:
         raise ValueError(f"model.drop_path: got {drop_path}, expected 0 <= it < 1")
-    dtype = jnp.dtype(dtype)
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype: got {dtype!r}, expected {_or(DTYPES)}") from error
     _one_of("dtype", dtype.name, DTYPES)
     if dtype == jnp.float64 and not jax.config.jax_enable_x64:
         raise ValueError("dtype: got float64, expected jax_enable_x64 to be set for it")

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import zoo
+from a2os2a_jax.files import expanded
 from a2os2a_jax.interop import torch_files, torch_weights, weights
 from a2os2a_jax.train import parallel
 from a2os2a_jax.train.checkpoint import Checkpoints
@@ -270,6 +271,7 @@ def _locate(path: str) -> tuple[Path, str | None]:
             return zoo.path(name), None
         except ValueError as error:
             raise ValueError(f"init_from: {error}") from error
+    name = str(expanded(name))
     if Path(name).exists() or "@" not in name:
         return Path(name), None
     place, _, which = name.rpartition("@")

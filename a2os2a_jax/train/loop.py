@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from a2os2a_jax import config as configs
 from a2os2a_jax.analysis import summary
 from a2os2a_jax.data import pipeline
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train import finetune, metrics, parallel, step
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.evaluate import Abandoned, Evaluator
@@ -67,15 +68,15 @@ def run(
       NonFiniteError: loss, gradient or state was not finite; the last checkpoint is
         kept.
     """
+    workdir = expanded(workdir)
     with held(workdir, "train"):
         return _run(config, workdir, loggers)
 
 
 def _run(
-    config: ConfigDict, workdir: str | os.PathLike, loggers: Sequence[metrics.Logger]
+    config: ConfigDict, workdir: Path, loggers: Sequence[metrics.Logger]
 ) -> dict[str, Any]:
     parts = prepare(config)
-    workdir = Path(workdir)
     c, main_process = config.train, jax.process_index() == 0
     if config.init_from is not None:
         fresh = parts.abstract_state().variables

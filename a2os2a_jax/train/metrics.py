@@ -5,7 +5,6 @@ keys of metrics.jsonl (step, epoch, split, loss, accuracy as a fraction, lr, …
 may be a dict of numbers, such as a firing rate per layer.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from a2os2a_jax.files import write_atomically
+from a2os2a_jax.streams import Lasting
 
 Logger = Callable[[dict], None]
 
@@ -193,24 +193,6 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-class _Lasting:
-    """`stream`, but what cannot be written is lost: a closed terminal, a dead pipe."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-
 class Progress:
     """How far training is: a tqdm bar on a terminal, one line per update in a log.
 
@@ -235,7 +217,7 @@ class Progress:
         stream: TextIO | None = None,
     ):
         self._total, self._batch = total_steps, batch
-        self._stream = _Lasting(sys.stderr if stream is None else stream)
+        self._stream = Lasting(sys.stderr if stream is None else stream)
         self._last: tuple[int, float] | None = None  # step and time of the last mark
         self._measured = (0, 0.0)  # steps and seconds between marks, for the ETA
         self._bar = None

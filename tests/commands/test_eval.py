@@ -137,12 +137,12 @@ def test_a_run_prints_what_it_found_and_what_is_next(trained, no_figures, capsys
         ", ".join(f"{100 * a:.2f}" for a in got["any_time"]) + " %",
         "after 1..4 steps",
         f"wrote a line to {workdir / 'evaluations.jsonl'}",
-        "no figures: matplotlib is not installed",
         "next: ",
         "--config.data.validation=N",
     ):
         assert words in out, words
-    assert err == "" and max(map(len, out.replace(str(workdir), "").splitlines())) < 110
+    assert err == "no figures: matplotlib is not installed (pip install matplotlib)\n"
+    assert max(map(len, out.replace(str(workdir), "").splitlines())) < 110
 
 
 def test_the_last_checkpoint_of_a_stopped_run_is_scored(tmp_path, no_figures, capsys):
@@ -230,7 +230,9 @@ def test_of_many_classes_there_is_no_matrix(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     bins = {"count": [3600], "accuracy": [0.9], "confidence": [0.8]}
     names = [str(i) for i in range(101)]
-    evaluation._write(RECORD | {"bins": bins}, names, "step12-test", tmp_path)
+    record = RECORD | {"bins": bins}
+    evaluation._write(record, names, tmp_path)
+    evaluation._draw(record, names, "step12-test", tmp_path)
     (line,) = metrics.read_lines(tmp_path / "evaluations.jsonl")
     assert line == {k: v for k, v in RECORD.items() if k != "confusion"} | {
         "bins": bins

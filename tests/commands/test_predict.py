@@ -323,7 +323,7 @@ def test_a_figure_that_fails_costs_that_figure_alone(
     flags = [f"--workdir={made.run}", f"--image={made.photos / 'test'}"]
     assert call(*flags, f"--out={tmp_path / 'o'}", "--figures=2") == 0
     out, err = capsys.readouterr()
-    assert err == "no figure of blue/0.png: out of memory\n"
+    assert err == "no figure of blue/0.png: RuntimeError: out of memory\n"
     assert len(lines_of(tmp_path / "o")) == 9 and len(calls) == 2
     assert "blue_1.png" in out and "blue_0.png" not in out and "7 more are" in out
 

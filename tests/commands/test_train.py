@@ -154,5 +154,5 @@ def test_frames_are_drawn_as_their_mean(toy, tmp_path):
 def test_without_matplotlib_a_run_ends_well(toy, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     train.run(_config(), tmp_path)
-    assert "no figures: matplotlib is not installed" in capsys.readouterr().out
+    assert "no figures: matplotlib is not installed" in capsys.readouterr().err
     assert (tmp_path / "result.json").exists()

@@ -4,6 +4,7 @@ matplotlib is imported inside functions; no display is needed. Colours stay apar
 colour-blind readers and in print.
 """
 
+import importlib
 import os
 import textwrap
 import warnings
@@ -20,8 +21,30 @@ _DPI = 150
 _FORMATS = {".png": {}, ".svg": {"metadata": {"Date": None}}}
 
 
+def check_matplotlib() -> None:
+    """Imports matplotlib, whatever MPLBACKEND says: it is of pyplot, unused here.
+
+    A notebook sets it for all programs that it starts, to what these may not have.
+    Raises:
+      ImportError: it is not installed; says how it is.
+    """
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise ImportError(
+            "matplotlib is not installed (pip install matplotlib)"
+        ) from error
+    except ValueError:
+        backend = os.environ.pop("MPLBACKEND")
+        try:
+            importlib.import_module("matplotlib")
+        finally:
+            os.environ["MPLBACKEND"] = backend
+
+
 def figure(width: float, height: float):
     """A figure of its own (inches), outside pyplot's global state."""
+    check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
