@@ -125,6 +125,9 @@ def pictures(name: str, data_dir: str, size: int | None) -> bool:
 
     Returns:
       whether all can be read; which cannot is printed.
+    Raises:
+      ValueError: files are not whole, which are printed; no record of their split is
+        read.
     """
     builder = tfds.open_builder(name, data_dir)
     (*exact, channels), _, classes = tfds.features(name, builder.info.features)
@@ -132,14 +135,21 @@ def pictures(name: str, data_dir: str, size: int | None) -> bool:
     target = images.Target(size or 224, channels, classes, exact)
     splits = builder.info.splits
     used = ("train", tfds.judge_of(name, splits))
-    whole = True
+    whole, lost = True, 0
     for split, info in splits.items():
         if split not in used:  # it may have no labels
             print(f"{name} {split}: {info.num_examples:,} records, of no use here")
             continue
+        if errors := tfds.file_errors(builder, split):
+            files = len(info.filepaths)
+            _told(f"{name} {split}", files, "files", list(map(str, errors)))
+            lost += len(errors)
+            continue
         records = tfds.Encoded(name, split, os.fspath(builder.data_dir))
         broken = unreadable(records, target)
         whole &= _told(f"{name} {split}", info.num_examples, "records", broken)
+    if lost:
+        raise ValueError(f"{name}: got {lost} files that are not whole; {tfds.AGAIN}")
     return whole
 
 

@@ -118,6 +118,7 @@ def tiny_tfds(tmp_path):
         (folder / "dataset_info.json").write_text(json.dumps(info))
         return str(tmp_path / "tfds")
 
+    made.folder = str(tmp_path / "tfds")
     return made
 
 

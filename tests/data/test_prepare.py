@@ -166,16 +166,20 @@ def test_a_set_with_configs_is_written_and_named_with_its_own(
         capsys.readouterr()
 
 
-def test_a_missing_file_is_told(tiny_tfds, encode, capsys):
+def test_a_file_that_is_missing_or_cut_is_told_once(tiny_tfds, encode, capsys):
     rows = [(encode(np.zeros((4, 4, 3), np.uint8)), i % 4) for i in range(8)]
     root = tiny_tfds("made", {"train": rows, "test": rows})
     (path,) = prepare.Path(root).rglob("*train.array_record*")
+    content = path.read_bytes()
     path.unlink()
-    assert prepare.main(["made", f"--data_dir={root}"]) == 1
-    said = capsys.readouterr()
-    assert "made train: 8 records, 8 unreadable\n  record 0 of made train:" in said.out
-    assert "No such file" in said.out and "made test: 8 records, 0 unre" in said.out
-    one_line(said.err, "made: not all of it can be read")
+    for reason in ("No such file", "it is cut or damaged"):
+        assert prepare.main(["made", f"--data_dir={root}", "--check"]) == 1
+        said = capsys.readouterr()
+        assert f"made train: 1 files, 1 unreadable\n  {path}: " in said.out
+        assert reason in said.out and "record 0" not in said.out
+        assert "made test: 8 records, 0 unreadable" in said.out
+        one_line(said.err, "made: got 1 files that are not whole; copy the set anew")
+        path.write_bytes(content[:-1000])
 
 
 def test_cuts_are_not_offered(tmp_path, capsys):

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from a2os2a_jax.data import cache, catalogue, images, pipeline
 
 TEST = ("test", "validation")  # the first there is judges, else a part of train
 FORMAT = 2  # of the labels that are kept; higher when the same files give others
+BEGINNING = 4096  # bytes of a file that a stamp looks at
+AGAIN = "copy the set anew, or move it away and prepare it"
 # What array_record says where a call of the system fails. Its errors are of one kind
 # whatever is wrong, but this may be over in a moment.
 SYSTEM = re.compile(r"\w+\(\) failed: ")
@@ -71,7 +74,8 @@ def load(
       resident_gib: GiB that a set on the devices takes at most; None for 1.
     Raises:
       ValueError: a set that is not there (says where it looked and how it is made), is
-        not one of labelled pictures, or does not fit the arguments.
+        not one of labelled pictures, or does not fit the arguments; a file of it that
+        is not whole, whatever `corrupt` is.
       images.Corrupt: a record cannot be read, and corrupt is "error".
       OSError: a file cannot be reached. Nothing is kept then: it may be there later.
     """
@@ -89,14 +93,14 @@ def load(
     known = catalogue.KNOWN.get(name)
     splits = builder.info.splits
     judge = judge_of(name, splits)
-    total = sum(splits[part].num_examples for part in ("train", judge) if part)
+    parts = ["train", judge] if judge else ["train"]
+    total = sum(splits[part].num_examples for part in parts)
     height, width = exact or (size, size)
     small = total * height * width * channels <= images.resident_bytes(resident_gib)
-    records = {
-        part: Encoded(name, part, os.fspath(builder.data_dir))
-        for part in ("train", judge)
-        if part
-    }
+    path = os.fspath(builder.data_dir)
+    files = whole_files(builder, parts)
+    state = cache.stamp(path, files)
+    records = {part: Encoded(name, part, path) for part in parts}
     about = known.about if known else _about(builder)
     if judge is None:
         about += f"; it has no test split, so one of {images.SHARE} of train judges"
@@ -109,10 +113,11 @@ def load(
         note=known.note if known else "",
         stored=exact,
         crop=images.CENTRE if exact is None else 1.0,
+        stamp=stamp(path, files),
     )
     statistics = catalogue.statistics(name, channels)
     if small and area is None:
-        arrays = _arrays(records, target, validation, corrupt)
+        arrays = _arrays(records, state, target, validation, corrupt)
         of_train = arrays["train"][0]
         mean, std = statistics or images.statistics(of_train)
         decode = images.normaliser(mean, std, size)
@@ -128,7 +133,7 @@ def load(
         key: images.streamed(
             view, target, normalise, what=f"{name} {key}", train=key == "train", **how
         )
-        for key, view in _views(records, validation, corrupt).items()
+        for key, view in _views(records, state, validation, corrupt).items()
     }
     return pipeline.Dataset(mean=mean, std=std, **made, **common)
 
@@ -165,7 +170,7 @@ class Encoded:
         except MemoryError:
             raise
         except Exception as error:  # whatever the reader raises for a broken file
-            text = " ".join(str(error).split())
+            text = _one_line(error)
             if isinstance(error, OSError) or SYSTEM.search(text):
                 raise OSError(f"{self.name(index)}: {text}") from error
             raise images.Corrupt(f"cannot be read: {text}") from error
@@ -200,7 +205,7 @@ def open_builder(name: str, data_dir: str | None):
     Raises:
       Missing: nothing is there.
       ValueError: it is there in a file format that needs TensorFlow, or only with
-        configs, of which the name lacks one.
+        configs, of which the name lacks one; or what describes it is broken.
     """
     root = folder(data_dir)
     versions = [
@@ -222,16 +227,109 @@ def open_builder(name: str, data_dir: str | None):
             f"tfds, $TFDS_DATA_DIR); {advice}"
         )
     newest = max(versions, key=lambda p: tuple(map(int, p.name.split("."))))
-    stored = json.loads((newest / "dataset_info.json").read_text(encoding="utf-8"))
+    stored = _description(newest / "dataset_info.json")
     if (got := stored.get("fileFormat", "tfrecord")) != "array_record":
         raise ValueError(
             f"{newest}: is there in another format, {got}; expected array_record, "
             f"which needs no TensorFlow: move it away and run python -m "
             f"a2os2a_jax.data.prepare {name} --data_dir={root}"
         )
+    _description(newest / "features.json")
     import tensorflow_datasets as tfds
 
-    return tfds.builder_from_directory(newest)
+    try:
+        builder = tfds.builder_from_directory(newest)
+        builder.info.features, builder.info.splits  # which are read when asked for
+    except OSError:
+        raise
+    except Exception as error:  # whatever it raises for fields that are missing
+        raise ValueError(
+            f"{newest}: tensorflow-datasets cannot open it, {_one_line(error)}; {AGAIN}"
+        ) from error
+    return builder
+
+
+def _description(path: Path) -> dict:
+    """The JSON object in a file; ValueError, naming the file, for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: got no JSON, {error}; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path}: got a {type(found).__name__}, expected a JSON object; {AGAIN}"
+        )
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def whole_files(builder, splits: Sequence[str]) -> list[Path]:
+    """The files of splits, each of which has as many records as it should.
+
+    Raises:
+      ValueError, OSError: as `file_errors`, for the first, with the number of others.
+    """
+    found = [error for split in splits for error in file_errors(builder, split)]
+    if found:
+        more = f"; {len(found) - 1:,} others are broken, too" if found[1:] else ""
+        raise type(found[0])(f"{found[0]}{more}")
+    return [Path(path) for split in splits for path in _shards(builder, split)]
+
+
+def stamp(home: str | Path, files: Sequence[Path]) -> str:
+    """A `Dataset.stamp` of files below `home`, also of how each of them begins.
+
+    Files of array_record are filled up to 64 KiB, so that their sizes say little.
+    """
+    value = 0
+    for path in files:
+        with open(path, "rb") as file:
+            value = zlib.crc32(file.read(BEGINNING), value)
+    return f"{cache.stamp(home, files, times=False)}, {value:08x}"
+
+
+def file_errors(builder, split: str) -> list[ValueError | OSError]:
+    """One error for each file of a split that is not whole; OSError: not reached.
+
+    The end of a file says where its records are, so this reads little, and a file that
+    is cut is not taken for thousands of broken records.
+    """
+    shards = _shards(builder, split)
+    with ThreadPoolExecutor(images.THREADS) as pool:
+        return list(filter(None, pool.map(_file_error, shards, shards.values())))
+
+
+def _shards(builder, split: str) -> dict[str, int]:
+    """{path of a file: number of its records} by dataset_info.json."""
+    info = builder.info.splits[split]
+    return dict(zip(map(os.fspath, info.filepaths), info.shard_lengths, strict=True))
+
+
+def _file_error(path: str, count: int) -> ValueError | OSError | None:
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(path)
+    got = reader.num_records()
+    try:
+        reader.close()  # which raises what was wrong from the start
+    except RuntimeError as error:
+        text = _one_line(error)
+        if SYSTEM.search(text):
+            return OSError(f"{path}: {text}")
+        size = os.path.getsize(path)
+        return ValueError(
+            f"{path}: got {size:,} bytes that are no whole array_record file, expected "
+            f"{count:,} records; it is cut or damaged: {AGAIN} ({text})"
+        )
+    if got != count:
+        return ValueError(
+            f"{path}: got {got:,} records, expected {count:,} by dataset_info.json; "
+            f"{AGAIN}"
+        )
+    return None
 
 
 def _configs(root: Path, name: str) -> list[str]:
@@ -244,8 +342,8 @@ def features(name: str, features) -> tuple[tuple, tuple[str, ...], int]:
     """(shape of a picture, class names, number of classes).
 
     Raises:
-      ValueError: there is no picture, or no class; or pictures are neither grey nor
-        coloured, or have other numbers than bytes.
+      ValueError: there is no picture, or no class, or classes lack names; or pictures
+        are neither grey nor coloured, or have other numbers than bytes.
     """
     image, label = (
         features[key] if key in features else None for key in ("image", "label")
@@ -256,6 +354,11 @@ def features(name: str, features) -> tuple[tuple, tuple[str, ...], int]:
         raise ValueError(
             f"{name}: got the features {got}, expected a picture 'image' and a class "
             "'label'"
+        )
+    if len(label.names) != classes:
+        raise ValueError(
+            f"{name}: got {len(label.names)} names in label.labels.txt, expected "
+            f"{classes}; {AGAIN}"
         )
     *sides, channels = image.shape
     channels = 3 if channels is None else channels
@@ -306,15 +409,19 @@ def _parts(name: str, labels, validation: int, judged: bool) -> dict[str, np.nda
 
 
 def _arrays(
-    records: dict[str, Encoded], target: images.Target, validation: int, corrupt: str
+    records: dict[str, Encoded],
+    state: str,
+    target: images.Target,
+    validation: int,
+    corrupt: str,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{part: (images, labels)} of all that can be read, decoded."""
     train, *tests = records.values()
-    of_train = _decoded(train.set, train.path, train.split, target, corrupt)
+    of_train = _decoded(train.set, train.path, train.split, state, target, corrupt)
     parts = _parts(train.set, of_train[1], validation, bool(tests))
     chosen = {key: (of_train, index) for key, index in parts.items()}
     for test in tests:
-        of_test = _decoded(test.set, test.path, test.split, target, corrupt)
+        of_test = _decoded(test.set, test.path, test.split, state, target, corrupt)
         chosen["test"] = of_test, np.arange(len(of_test[0]))
     arrays = {}
     for key, ((x, y, readable), index) in chosen.items():
@@ -327,13 +434,13 @@ def _arrays(
 
 
 def _views(
-    records: dict[str, Encoded], validation: int, corrupt: str
+    records: dict[str, Encoded], state: str, validation: int, corrupt: str
 ) -> dict[str, images.Records]:
     """{part: records}, by the labels where a part is held out."""
     train, *tests = records.values()
     views: dict[str, images.Records] = {"train": train}
     if validation or not tests:
-        labels = _labels(train.set, train.path, train.split, corrupt)
+        labels = _labels(train.set, train.path, train.split, state, corrupt)
         parts = _parts(train.set, labels, validation, bool(tests))
         views = {key: images.View(train, index) for key, index in parts.items()}
     for test in tests:
@@ -342,8 +449,15 @@ def _views(
 
 
 @functools.lru_cache(maxsize=4)
-def _decoded(set_: str, path: str, split: str, target: images.Target, corrupt: str):
-    """`images.decode` of a split, once in a process."""
+def _decoded(
+    set_: str,
+    path: str,
+    split: str,
+    state: str,
+    target: images.Target,
+    corrupt: str,
+):
+    """`images.decode` of a split, once in a process for a state of its files."""
     records = Encoded(set_, split, path)
     found = images.decode(records, target, what=f"{set_} {split}", corrupt=corrupt)
     for array in found:
@@ -352,7 +466,7 @@ def _decoded(set_: str, path: str, split: str, target: images.Target, corrupt: s
 
 
 @functools.lru_cache(maxsize=4)
-def _labels(set_: str, path: str, split: str, corrupt: str) -> np.ndarray:
+def _labels(set_: str, path: str, split: str, state: str, corrupt: str) -> np.ndarray:
     """Labels int64 [N] of a split, without decoding a picture; -1 for the unreadable.
 
     All files have to be read for them, so they are kept, and why a record cannot be
@@ -360,13 +474,7 @@ def _labels(set_: str, path: str, split: str, corrupt: str) -> np.ndarray:
     """
     records = Encoded(set_, split, path)
     skipped = images.Skipped(f"{set_} {split}", corrupt)
-    files = sorted(p for p in Path(path).iterdir() if p.is_file())
-    key = {
-        "format": FORMAT,
-        "set": set_,
-        "split": split,
-        "files": cache.stamp(path, files),
-    }
+    key = {"format": FORMAT, "set": set_, "split": split, "files": state}
 
     def unreadable(index: int, why: str, again: str = "") -> None:
         skipped.note(index, images.Corrupt(f"{records.name(index)}: {why}{again}"))
