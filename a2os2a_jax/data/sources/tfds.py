@@ -238,15 +238,13 @@ def open_builder(name: str, data_dir: str | None):
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(newest)
-        builder.info.features, builder.info.splits  # which are read when asked for
+        return tfds.builder_from_directory(newest)
     except OSError:
         raise
     except Exception as error:  # whatever it raises for fields that are missing
         raise ValueError(
             f"{newest}: tensorflow-datasets cannot open it, {_one_line(error)}; {AGAIN}"
         ) from error
-    return builder
 
 
 def _description(path: Path) -> dict:
