@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from a2os2a_jax.data.formats import Events
+from a2os2a_jax.data.formats import Events, of_another_sensor
 
 SLICES = ("count", "time")
 FITS = ("pad", "resize", "crop")
@@ -46,13 +46,8 @@ def to_frames(
             "expected at least 1"
         )
     t, x, y, p = (np.asarray(column, np.int64) for column in events)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    if away := len(inside) - int(np.count_nonzero(inside)):
-        first = int(np.argmin(inside))
-        raise ValueError(
-            f"to_frames: got {away} events outside the sensor, the first at row "
-            f"{y[first]}, column {x[first]}, expected {height} rows, {width} columns"
-        )
+    if (outside := _outside(events, sensor)).any():
+        raise _astray(events, outside, sensor)
     if not len(t):
         raise ValueError("to_frames: got no events, expected at least 1")
     if p.min() < 0 or p.max() > 1:
@@ -72,6 +67,36 @@ def to_frames(
             f"to_frames: got {counts.max()} events in one pixel of a slice"
         )
     return counts.astype(np.uint16).reshape(timesteps, height, width, 2)
+
+
+def inside(events: Events, sensor: tuple[int, int]) -> tuple[Events, int]:
+    """(events of the sensor, number of those outside, which are left out).
+
+    Raises:
+      ValueError: more are outside than go astray in a recording of this sensor
+        (`formats.of_another_sensor`).
+    """
+    outside = _outside(events, sensor)
+    if of_another_sensor(outside):
+        raise _astray(events, outside, sensor)
+    count = int(np.count_nonzero(outside))
+    return Events(*(column[~outside] for column in events)) if count else events, count
+
+
+def _outside(events: Events, sensor: tuple[int, int]) -> np.ndarray:
+    height, width = sensor
+    x, y = np.asarray(events.x), np.asarray(events.y)
+    return (x < 0) | (x >= width) | (y < 0) | (y >= height)
+
+
+def _astray(events: Events, outside: np.ndarray, sensor: tuple[int, int]) -> ValueError:
+    first = int(np.argmax(outside))
+    height, width = sensor
+    return ValueError(
+        f"got {np.count_nonzero(outside):,} of {len(outside):,} events outside the "
+        f"sensor, the first at row {events.y[first]}, column {events.x[first]}, "
+        f"expected {height} rows, {width} columns"
+    )
 
 
 def check_fit(sensor: tuple[int, int], size: int, how: str) -> None:

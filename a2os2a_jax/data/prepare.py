@@ -25,7 +25,9 @@ from a2os2a_jax.data.sources import tfds
 NAMED = 20  # unreadable records that are listed
 STOCK = [name for name, module in data.SOURCES.items() if module == tfds.__name__]
 
-WHERE = {  # of recordings: where to get them, and how they have to lie in DIR
+# of recordings: where to get them, and how they have to lie in DIR; SpikingJelly's
+# folder will do as well
+WHERE = {
     "cifar10_dvs": (
         "figshare, 'CIFAR10-DVS' of Li et al. 2017 (article 4724671)",
         "DIR/cifar10_dvs/CLASS/*.aedat, unpacked",
@@ -91,12 +93,12 @@ def recorded(name: str, data_dir: str, timesteps: int, check: bool) -> bool:
     if name not in WHERE:
         _framed(name, data.load(name, data_dir=data_dir, timesteps=timesteps))
         return True
-    kind = recordings.KINDS[name]
-    listing = kind.listing(_home(name, data_dir))
-    count = len(listing.labels)
+    kind, home = recordings.KINDS[name], _home(name, data_dir)
     if check:
-        broken = _unframed(listing, kind.sensor, timesteps)
-        return _told(name, count, "recordings", broken)
+        listing = recordings.listed(name, home)
+        broken = _unframed(name, listing, kind.sensor, timesteps)
+        return _told(name, len(listing.labels), "recordings", broken)
+    count = len(kind.listing(home).labels)
     found = data.load(
         name, data_dir=data_dir, timesteps=timesteps, corrupt="skip", verify=True
     )
@@ -179,21 +181,29 @@ def _home(name: str, data_dir: str) -> Path:
         where = layout.replace("DIR", data_dir.rstrip("/"))
         raise ValueError(
             f"{name}: nothing in {data_dir}/{name}. Download it from {origin}, unpack "
-            f"it as {where}, and run this again. Terms: {catalogue.KNOWN[name].terms}"
+            f"it as {where} (or SpikingJelly's folder of it as {data_dir}/{name}), and "
+            f"run this again. Terms: {catalogue.KNOWN[name].terms}"
         ) from None
 
 
 def _unframed(
-    listing: recordings.Listing, sensor: tuple[int, int], timesteps: int
+    name: str, listing: recordings.Listing, sensor: tuple[int, int], timesteps: int
 ) -> list[str]:
-    """What is wrong with each recording that gives no frames."""
-    found = []
-    for i, name in enumerate(listing.names):
+    """What is wrong with each recording that gives no frames.
+
+    The number of events that are left out of the others is printed.
+    """
+    found, strays = [], 0
+    for i, path in enumerate(listing.names):
         try:
-            framing.to_frames(listing.read(i), timesteps=timesteps, sensor=sensor)
+            events, away = framing.inside(listing.read(i), sensor)
+            framing.to_frames(events, timesteps=timesteps, sensor=sensor)
+            strays += away
         except (ValueError, OSError) as error:
             text = " ".join(str(error).split())
-            found.append(text if name in text else f"{name}: {text}")
+            found.append(text if path in text else f"{path}: {text}")
+    if strays:
+        print(f"{name}: {strays:,} events outside the sensor, which are left out")
     return found
 
 

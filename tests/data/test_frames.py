@@ -100,9 +100,33 @@ def test_events_outside_the_sensor():
     x = e.x.copy()
     x[[3, 7]] = 9, -1
     with pytest.raises(
-        ValueError, match="got 2 events outside .* column 9, expected 7 r"
+        ValueError, match="got 2 of 100 events outside .* column 9, expected 7 r"
     ):
         frames.to_frames(e._replace(x=x), timesteps=4, sensor=SENSOR)
+
+
+def test_a_few_events_outside_the_sensor_are_left_out_and_counted():
+    whole = recording(100)
+    assert frames.inside(whole, SENSOR) == (whole, 0)
+    for axis in ("x", "y"):
+        column = getattr(whole, axis).copy()
+        column[[3, 7, 50, 51, 99]] = 9, -1, 2**31 - 1, -(2**31), 9
+        left, count = frames.inside(whole._replace(**{axis: column}), SENSOR)
+        kept = np.setdiff1d(np.arange(100), [3, 7, 50, 51, 99])
+        assert count == 5
+        for have, want in zip(left, whole, strict=True):
+            np.testing.assert_array_equal(have, want[kept])
+        column[20] = 9
+        with pytest.raises(ValueError, match="got 6 of 100 events outside the sensor"):
+            frames.inside(whole._replace(**{axis: column}), SENSOR)
+
+
+def test_a_single_event_outside_is_left_out_of_any_recording():
+    e = formats.make([1, 2], [1, 99], [1, 1], [0, 1])
+    left, count = frames.inside(e, SENSOR)
+    assert (left.t.tolist(), count) == ([1], 1)
+    with pytest.raises(ValueError, match="got 2 of 2 events outside"):
+        frames.inside(e._replace(x=e.x + 50), SENSOR)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,21 @@ def test_a_recording_that_cannot_be_read_is_told(nmnist, capsys, check):
 
 
 @pytest.mark.parametrize("check", [["--check"], []])
+def test_stray_events_and_litter_are_counted(nmnist, capsys, check):
+    for part in ("Train", "test"):
+        folder = nmnist / "N-MNIST" / part / "3"
+        path = folder / "00001.bin"
+        path.write_bytes(path.read_bytes() + bytes([99, 1, 0, 0, 0]))
+        (folder / "._00001.bin").write_bytes(b"left by another system")
+    assert prepare.main(["nmnist", f"--data_dir={nmnist}", *check]) == 0
+    said = capsys.readouterr()
+    assert "nmnist: passed over 2 files or folders that are no reco" in said.err
+    assert said.err.count("passed over") == 1
+    counted = "nmnist: 2 events outside" if check else "nmnist: left out 2 events outs"
+    assert counted in said.out + said.err
+
+
+@pytest.mark.parametrize("check", [["--check"], []])
 def test_a_picture_that_cannot_be_read_is_told(tiny_tfds, encode, capsys, check):
     rows = [(encode(np.full((4, 4, 3), i, np.uint8)), i % 4) for i in range(8)]
     rows[3] = (rows[3][0][:40], 3)

@@ -4,11 +4,14 @@
     .bin            N-MNIST, N-Caltech101
     .dat            Prophesee and Chronocam (N-CARS)
     .h5, .hdf5      HDF5, with h5py
+    .npz            NumPy archives (SpikingJelly)
 
+Capitals in a suffix do not matter.
 Every reader is written from the published description that its module names.
 """
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +23,10 @@ READERS = {  # suffix -> module, imported when asked for
     ".dat": "prophesee",
     ".h5": "hdf5",
     ".hdf5": "hdf5",
+    ".npz": "npz",
 }
+FIELDS = ("t", "x", "y", "p")
+STRAY = 0.05  # of the events may lie outside the sensor, and one always may
 
 
 class Events(NamedTuple):
@@ -38,12 +44,16 @@ class Events(NamedTuple):
     p: np.ndarray
 
 
-def read(path: str | Path) -> Events:
+def read(
+    path: str | Path, mend: Callable[[Events], Events] = lambda events: events
+) -> Events:
     """The events of a recording, its format told by its suffix.
 
     Times that go back are put in order, events of one time staying as they were:
     packets of a file may overlap, and slicing by count wants one order.
 
+    Args:
+      mend: is given the events in the order of the file.
     Raises:
       ValueError: the file is cut, or no such recording; names it, what was got and what
         was expected.
@@ -55,7 +65,7 @@ def read(path: str | Path) -> Events:
     if module is None:
         expected = ", ".join(READERS)
         raise ValueError(f"{path}: got the suffix {path.suffix!r}, expected {expected}")
-    events = importlib.import_module(f"{__name__}.{module}").read(path)
+    events = mend(importlib.import_module(f"{__name__}.{module}").read(path))
     if np.all(events.t[1:] >= events.t[:-1]):
         return events
     order = np.argsort(events.t, kind="stable")
@@ -67,6 +77,32 @@ def make(t, x, y, p) -> Events:
     kinds = (np.int64, np.int32, np.int32, np.uint8)
     columns = zip((t, x, y, p), kinds, strict=True)
     return Events(*(np.asarray(column).astype(kind) for column, kind in columns))
+
+
+def checked(path: Path, columns: dict[str, np.ndarray]) -> Events:
+    """`Events` of arrays t, x, y, p that a file holds under these names, in its order.
+
+    Times of 32 bits are `unwrap`ped. In p, what is above 0 is brighter.
+    Raises:
+      ValueError: arrays of several lengths or none, or what are not whole numbers.
+    """
+    t, x, y, p = columns.values()
+    if len({column.shape for column in (t, x, y, p)}) != 1 or t.ndim != 1:
+        shapes = ", ".join(str(column.shape) for column in (t, x, y, p))
+        raise ValueError(f"{path}: got t, x, y, p of shapes {shapes}, expected one [E]")
+    for name, column in columns.items():
+        if column.dtype.kind not in ("biu" if column is p else "iu"):
+            raise ValueError(
+                f"{path}: got {name} of type {column.dtype}, expected integers"
+            )
+    # what is far outside any sensor stays outside in 32 bits
+    x, y = (np.clip(column.astype(np.int64), -1, 2**31 - 1) for column in (x, y))
+    return make(unwrap(t) if t.itemsize == 4 else t, x, y, p > 0)
+
+
+def of_another_sensor(outside: np.ndarray) -> bool:
+    """True if more events are outside the sensor, bool [E], than may go astray."""
+    return np.count_nonzero(outside) > max(1, STRAY * len(outside))
 
 
 def unwrap(t: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ the DVS128, 128x128 pixels:
           special   external   y       x       polarity, 1 is darker
 
 Special and external events (of the pin IN, for one) are no change of brightness: they
-are left out, and a warning counts them; their other bits do not matter. jAER mirrors x,
-and its y counts from the bottom: here column = 127 - x and row = 127 - y. The published
+are left out, and a warning counts them; their other bits do not matter. Bits 16-30 are
+0, so a stray event that has one is given a row far outside. jAER mirrors x, and its y
+counts from the bottom: here column = 127 - x and row = 127 - y. The published
 page says that polarity 1 is brighter; jAER's code and every reader of CIFAR10-DVS take
 it as darker, and so does this one.
 
@@ -64,7 +65,8 @@ def _read_2(path: Path, data: bytes) -> formats.Events:
     words = np.frombuffer(formats.whole(path, data, start, 8), ">u4")
     address, t = words.astype(np.int64).reshape(-1, 2).T
     pixel = address & NO_PIXEL == 0
-    if (outside := pixel & (address >> 16 != 0)).any():
+    outside = pixel & (address >> 16 != 0)
+    if formats.of_another_sensor(outside):
         first = int(np.argmax(outside))
         raise ValueError(
             f"{path}: got address {address[first]:#x} at byte {start + 8 * first}, "
@@ -76,7 +78,7 @@ def _read_2(path: Path, data: bytes) -> formats.Events:
             stacklevel=4,
         )
     address, t = address[pixel], formats.unwrap(t[pixel])
-    x, y, p = address >> 1 & 0x7F, address >> 8 & 0x7F, address & 1
+    x, y, p = address >> 1 & 0x7F, address >> 8, address & 1
     return formats.make(t, SIDE - 1 - x, SIDE - 1 - y, 1 - p)
 
 

@@ -20,8 +20,6 @@ import numpy as np
 
 from a2os2a_jax.data import formats
 
-FIELDS = ("t", "x", "y", "p")
-
 
 def read(path: Path) -> formats.Events:
     """The events of a file, in its order.
@@ -47,26 +45,19 @@ def read(path: Path) -> formats.Events:
             f"{path}: got what h5py cannot read, expected HDF5 (of Prophesee: with the "
             f"plugin of its codec ECF): {error}"
         ) from error
-    t, x, y, p = columns.values()
-    if len({column.shape for column in (t, x, y, p)}) != 1 or t.ndim != 1:
-        shapes = ", ".join(str(column.shape) for column in (t, x, y, p))
-        raise ValueError(f"{path}: got t, x, y, p of shapes {shapes}, expected one [E]")
-    for name, column in columns.items():
-        if column.dtype.kind not in ("biu" if column is p else "iu"):
-            raise ValueError(
-                f"{path}: got {name} of type {column.dtype}, expected integers"
-            )
-    return formats.make(formats.unwrap(t) if t.itemsize == 4 else t, x, y, p > 0)
+    return formats.checked(path, columns)
 
 
 def _columns(path: Path, file) -> dict[str, np.ndarray]:
     """t, x, y, p, by their names in the file."""
     table = _within(_within(file, "CD"), "events")
-    if set(FIELDS) <= set(getattr(getattr(table, "dtype", None), "names", None) or ()):
+    if set(formats.FIELDS) <= set(
+        getattr(getattr(table, "dtype", None), "names", None) or ()
+    ):
         rows = table[()]
-        return {f"CD/events {name}": rows[name] for name in FIELDS}
+        return {f"CD/events {name}": rows[name] for name in formats.FIELDS}
     for prefix, group in (("events/", _within(file, "events")), ("", file)):
-        found = {f"{prefix}{name}": _within(group, name) for name in FIELDS}
+        found = {f"{prefix}{name}": _within(group, name) for name in formats.FIELDS}
         if all(hasattr(column, "dtype") for column in found.values()):
             return {name: np.asarray(column[()]) for name, column in found.items()}
     found = ", ".join(file.keys()) or "nothing"

@@ -27,7 +27,12 @@ def read(path: Path) -> formats.Events:
     data = Path(path).read_bytes()
     raw = np.frombuffer(formats.whole(path, data, 0, SIZE), np.uint8)
     x, y, high, middle, low = raw.reshape(-1, SIZE).T.astype(np.int64)
-    marker = y == MARKER
-    t = ((high & 0x7F) << 16 | middle << 8 | low) + STEP * np.cumsum(marker)
-    keep = ~marker
-    return formats.make(t[keep], x[keep], y[keep], high[keep] >> 7)
+    t = (high & 0x7F) << 16 | middle << 8 | low
+    return unmarked(formats.make(t, x, y, high >> 7))
+
+
+def unmarked(events: formats.Events) -> formats.Events:
+    """Events without the markers, which moved the times of those after them."""
+    marker = events.y == MARKER
+    events = events._replace(t=events.t + STEP * np.cumsum(marker))
+    return formats.Events(*(column[~marker] for column in events))

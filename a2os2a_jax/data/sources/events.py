@@ -22,7 +22,7 @@ from a2os2a_jax.data import cache, catalogue, formats, images, pipeline, recordi
 from a2os2a_jax.data import frames as framing
 from a2os2a_jax.data.sources import tfds
 
-FORMAT = 2  # of the frames that are kept; higher when the same files give others
+FORMAT = 3  # of the frames that are kept; higher when the same files give others
 NAMED = 5  # unreadable recordings that a message names
 
 
@@ -31,11 +31,13 @@ class Made(NamedTuple):
 
     frames: [N, T, H, W, 2], zeros where there is a reason.
     reasons: why examples cannot be read, by index.
+    strays: events outside the sensor that were left out, by index.
     folder: where the frames are kept; None for in memory.
     """
 
     frames: np.ndarray
     reasons: dict[int, str]
+    strays: dict[int, int]
     folder: Path | None = None
 
 
@@ -73,9 +75,10 @@ def load(
       slice_by: "count" for slices of as many events, "time" for slices as long; see
         `frames.to_frames`.
       fit: how frames get to `size`: "pad", "resize", "crop"; see `frames.fit`.
-      corrupt: what a recording does that is cut, empty, or has events outside the
-        sensor: "error", or "skip" it, the whole of it; how many, and what is wrong
-        with the first five, is printed.
+      corrupt: what a recording does that is cut, empty, or has more than a few events
+        outside the sensor (`frames.inside`; fewer are left out and counted): "error",
+        or "skip" it, the whole of it; how many, and what is wrong with the first five,
+        is printed.
       resident_gib: GiB; None for 1.
       verify: compare the checksums of frames that are kept, not only their sizes; those
         that changed are made again.
@@ -100,11 +103,15 @@ def load(
     framing.check_fit(kind.sensor, size, fit)
     resident_bytes = images.resident_bytes(resident_gib)
     if name == "nmnist_sample":
-        path = os.fspath(tfds.open_builder(name, data_dir).data_dir)
-        listing, made = _sample(path, timesteps, slice_by, corrupt)
+        builder = tfds.open_builder(name, data_dir)
+        path = os.fspath(builder.data_dir)
+        files = tfds.whole_files(builder, ("train", "test"))
+        state, stamp = cache.stamp(path, files), tfds.stamp(path, files)
+        listing, made = _sample(path, state, timesteps, slice_by, corrupt)
     else:
         home = recordings.home(name, data_dir)
-        listing = kind.listing(home)
+        listing = recordings.listed(name, home)
+        stamp = cache.stamp(listing.root, listing.files, times=False)
         fill = functools.partial(
             _fill, listing, kind.sensor, timesteps, slice_by, corrupt
         )
@@ -143,6 +150,7 @@ def load(
         validation=split(parts["validation"]) if validation else None,
         class_names=listing.class_names,
         about=catalogue.KNOWN[name].about,
+        stamp=stamp,
     )
 
 
@@ -157,8 +165,8 @@ def _whole_people(people: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarra
     total = np.concatenate([[0], np.cumsum(np.bincount(who)[order])])
     if not 0 <= count <= (most := total[-2]):
         raise ValueError(
-            f"hold out: got {count} examples, expected 0 to {most}, those of all "
-            "people but one"
+            f"data.validation: got {count} examples, expected 0 to {most}, those of "
+            "all people but one"
         )
     held = np.isin(who, order[: np.searchsorted(total, count)])
     return np.flatnonzero(~held), np.flatnonzero(held)
@@ -175,7 +183,7 @@ def _fill(
     corrupt: str,
     new: cache.New,
 ) -> None:
-    """Makes "frames" [N, T, H, W, 2], uint8 where that is enough, and "reasons".
+    """Makes "frames" [N, T, H, W, 2], uint8 where that is enough; "reasons", "strays".
 
     Raises:
       images.Corrupt: as of `load`.
@@ -183,13 +191,13 @@ def _fill(
         this may be over in a moment.
     """
     reasons: dict[int, str] = {}
+    strays: dict[int, int] = {}
     shape = (len(listing.labels), timesteps, *sensor, 2)
     frames = new("frames", shape, np.uint8)
     for i, name in enumerate(listing.names):
         try:
-            made = framing.to_frames(
-                listing.read(i), timesteps=timesteps, sensor=sensor, by=by
-            )
+            events, away = framing.inside(listing.read(i), sensor)
+            made = framing.to_frames(events, timesteps=timesteps, sensor=sensor, by=by)
         except OSError as error:
             raise OSError(f"{name}: {error}; no frames are kept, try again") from error
         except ValueError as error:
@@ -199,18 +207,24 @@ def _fill(
                 ) from None
             reasons[i] = str(error)
             continue
+        if away:
+            strays[i] = away
         if frames.dtype == np.uint8 and made.max() > 255:
             narrow, frames = frames, new("frames", shape, np.uint16)
             for row in range(i):
                 frames[row] = narrow[row]
         frames[i] = made
     cache.keep_json(new, "reasons", reasons)
+    cache.keep_json(new, "strays", strays)
 
 
 def _made(arrays: cache.Arrays, folder: Path | None = None) -> Made:
     """What `_fill` has filled."""
-    reasons = cache.kept_json(arrays, "reasons")
-    return Made(arrays["frames"], {int(i): why for i, why in reasons.items()}, folder)
+    reasons, strays = (
+        {int(i): value for i, value in cache.kept_json(arrays, name).items()}
+        for name in ("reasons", "strays")
+    )
+    return Made(arrays["frames"], reasons, strays, folder)
 
 
 def _key(
@@ -257,7 +271,14 @@ def _kept(
 
 
 def _report(name: str, listing: recordings.Listing, made: Made, corrupt: str) -> None:
-    """Says what was skipped, also if that was when the frames were made, long ago."""
+    """Says what was left out, also if that was when the frames were made, long ago."""
+    if made.strays:
+        print(
+            f"{name}: left out {sum(made.strays.values()):,} events outside the "
+            f"sensor, in {len(made.strays):,} of {len(listing.names):,} recordings, "
+            f"the first: {listing.names[min(made.strays)]}",
+            file=sys.stderr,
+        )
     if not made.reasons:
         return
     bad = sorted(made.reasons)
@@ -276,9 +297,12 @@ def _report(name: str, listing: recordings.Listing, made: Made, corrupt: str) ->
 
 @functools.lru_cache(maxsize=4)
 def _sample(
-    path: str, timesteps: int, by: str, corrupt: str
+    path: str, state: str, timesteps: int, by: str, corrupt: str
 ) -> tuple[recordings.Listing, Made]:
-    """Frames of all examples, decoded once in a process: they are few and small."""
+    """Frames of all examples, decoded once in a process for a state of the files.
+
+    They are few and small.
+    """
     import tensorflow_datasets
 
     builder = tensorflow_datasets.builder_from_directory(path)

@@ -251,7 +251,7 @@ def _description(path: Path) -> dict:
     """The JSON object in a file; ValueError, naming the file, for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: got no JSON, {error}; {AGAIN}") from error
     if not isinstance(found, dict):
         raise ValueError(

@@ -70,12 +70,21 @@ def test_version_2_leaves_out_what_no_pixel_sent_and_counts_it(tmp_path):
 
 
 def test_version_2_refuses_other_chips(tmp_path):
-    path = write_2(tmp_path / "davis.aedat", [(1, 3, 4, 0), (2, 3, 1 << 14, 0)])
+    rows = [(1, 3, 4, 0), (2, 3, 1 << 14, 0), (3, 3, 1 << 14, 0)]
+    path = write_2(tmp_path / "davis.aedat", rows)
     at = len(HEAD_2) + 8
     with pytest.raises(
         ValueError, match=rf"davis.aedat: got address 0x400006 at byte {at}"
     ):
         formats.read(path)
+
+
+def test_version_2_puts_a_stray_event_outside(tmp_path):
+    for bit in (8, 14, 22):  # of y; above it is what says "special"
+        rows = [(1, 3, 4, 0), (2, 3, (1 << bit) + 4, 0), (3, 3, 4, 1)]
+        e = formats.read(write_2(tmp_path / "a.aedat", rows))
+        assert e.t.tolist() == [1, 2, 3] and e.y[[0, 2]].tolist() == [123, 123]
+        assert not 0 <= e.y[1] < 128
 
 
 def test_version_2_clock_that_starts_again(tmp_path):

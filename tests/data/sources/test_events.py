@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -219,9 +220,9 @@ def spoil_empty(path):
     path.write_bytes(b"")
 
 
-def spoil_outside(path):
+def spoil_outside(path, count=3):
     event = bytes([34, 0]) + (1 << 23 | 90_001).to_bytes(3, "big")
-    path.write_bytes(path.read_bytes() + event)
+    path.write_bytes(path.read_bytes() + event * count)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def spoil_outside(path):
     [
         (spoil_cut, "where it ends, .* the file is cut"),
         (spoil_empty, "got no events"),
-        (spoil_outside, "got 1 events outside the sensor"),
+        (spoil_outside, "got 3 of 43 events outside the sensor"),
     ],
 )
 def test_unreadable_recordings(nmnist, capsys, spoil, message):
@@ -264,6 +265,39 @@ def test_unreadable_recordings(nmnist, capsys, spoil, message):
         load("nmnist", nmnist)
 
 
+def test_a_stray_event_is_left_out_and_counted(nmnist, capsys):
+    want = batch(load("nmnist", nmnist).test, range(10))
+    paths = [nmnist / "nmnist" / "Test" / digit / "00003.bin" for digit in "47"]
+    for count, path in zip((1, 2), paths, strict=True):
+        spoil_outside(path, count)
+    for corrupt in ("error", "skip"):  # made, and then from the cache
+        capsys.readouterr()
+        got = batch(load("nmnist", nmnist, corrupt=corrupt).test, range(10))
+        for have, wanted in zip(got, want, strict=True):
+            np.testing.assert_array_equal(have, wanted)
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            "nmnist: left out 3 events outside the sensor, in 2 of 40 recordings, the "
+            f"first: {paths[0]}"
+        )
+
+
+def test_the_stamp_is_of_the_recordings_and_not_of_where_they_lie(
+    recorded, nmnist, tmp_path
+):
+    stamp = load("nmnist", nmnist).stamp
+    (nmnist / "nmnist" / "Train" / ".DS_Store").write_bytes(b"litter")
+    copy = tmp_path / "copy" / "N-MNIST" / "wrapper"
+    shutil.copytree(nmnist / "nmnist", copy)
+    for path in copy.rglob("*"):
+        os.utime(path, (1, 1))
+    assert stamp and load("nmnist", tmp_path / "copy").stamp == stamp
+    rows = recorded.some(0, (34, 34), 41)
+    recorded.write_bin(copy / "Train" / "3" / "00000.bin", rows)
+    assert load("nmnist", tmp_path / "copy").stamp != stamp
+    (copy / "Train" / "3" / "00000.bin").unlink()
+    assert load("nmnist", tmp_path / "copy").stamp != stamp
+
+
 def test_five_are_named_and_all_are_counted(nmnist, capsys):
     for path in sorted((nmnist / "nmnist" / "Train").rglob("*.bin"))[:7]:
         spoil_cut(path)
@@ -278,10 +312,10 @@ def test_an_error_of_the_system_is_not_kept_as_an_unreadable_recording(
 ):
     read = formats.read
 
-    def once_unreachable(path):
+    def once_unreachable(path, mend):
         if path.parts[-2:] == ("4", "00001.bin"):
             raise OSError(5, "Input/output error")
-        return read(path)
+        return read(path, mend)
 
     home = nmnist / "nmnist"
     with monkeypatch.context() as patch:
@@ -391,6 +425,32 @@ def test_the_file_and_the_sample_agree(recorded, sample, tmp_path):
     direct = events.load("nmnist_sample", data_dir=sample, timesteps=4)
     (there,), _ = batch(direct.test, [0])
     np.testing.assert_array_equal(file, there)
+
+
+def test_the_sample_is_read_anew_when_it_is_written_anew(sample, tmp_path):
+    from array_record.python import array_record_module
+
+    folder = tmp_path / "nmnist_sample" / "1.0.0"
+    shutil.copytree(f"{sample}/nmnist_sample/1.0.0", folder)
+    stamps, labels = [], []
+    for _ in range(2):
+        d = events.load("nmnist_sample", data_dir=str(tmp_path), timesteps=1)
+        stamps.append(d.stamp)
+        labels.append(d.test.resident[1].tolist())
+        (path,) = folder.glob("*test.array_record*")
+        reader = array_record_module.ArrayRecordReader(str(path))
+        rows = reader.read_all()
+        reader.close()
+        path.unlink()
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for row in rows[::-1]:
+            writer.write(row)
+        writer.close()
+    assert labels[1] == labels[0][::-1] != labels[0]
+    assert stamps[0] != stamps[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{path}: .* it is cut or damaged"):
+        events.load("nmnist_sample", data_dir=str(tmp_path), timesteps=1)
 
 
 def test_the_sample_is_missing(tmp_path):
