@@ -308,7 +308,13 @@ def _sample(
     builder = tensorflow_datasets.builder_from_directory(path)
     rows = []
     for part in ("train", "test"):
-        rows += list(builder.as_data_source(split=part))
+        try:
+            rows += list(builder.as_data_source(split=part))
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever the reader raises for a broken record
+            text = " ".join(str(error).split())
+            raise images.Corrupt(f"{path} {part}: cannot be read: {text}") from error
     trained = builder.info.splits["train"].num_examples
     listing = recordings.Listing(
         read=lambda i: formats.make(*(rows[i][name] for name in "txyp")),

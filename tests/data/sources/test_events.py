@@ -448,6 +448,12 @@ def test_the_sample_is_read_anew_when_it_is_written_anew(sample, tmp_path):
         writer.close()
     assert labels[1] == labels[0][::-1] != labels[0]
     assert stamps[0] != stamps[1]
+    spoilt = bytearray(path.read_bytes())
+    spoilt[5000:5100] = bytes(100)
+    path.write_bytes(spoilt)
+    with pytest.raises(images.Corrupt, match=f"{folder} test: cannot be read: ") as e:
+        events.load("nmnist_sample", data_dir=str(tmp_path), timesteps=1)
+    assert "\n" not in str(e.value)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{path}: .* it is cut or damaged"):
         events.load("nmnist_sample", data_dir=str(tmp_path), timesteps=1)
