@@ -26,13 +26,13 @@ class Room(NamedTuple):
 
 JAX = "jax numpy"
 FLAX = "jax numpy flax"
-BELOW = "functional modules models files streams"
+BELOW = "functional modules models files streams texts"
 LOOP = f"{BELOW} data analysis interop train config zoo"
 ROOMS = {
     "functional": Room("floor 0", JAX),
     "modules": Room("floor 1", FLAX, "", "functional"),
     "models": Room("floor 2", FLAX, "", "functional modules"),
-    "data": Room("wing", JAX, "*", "files"),
+    "data": Room("wing", JAX, "*", "files texts"),
     "analysis": Room("wing", FLAX, "matplotlib", BELOW),
     "interop": Room("wing", FLAX, "safetensors jax2onnx onnx", BELOW),
     "train": Room(
@@ -50,6 +50,7 @@ ROOMS = {
     "config": Room("leaf", "ml_collections"),
     "files": Room("leaf", ""),
     "streams": Room("leaf", ""),
+    "texts": Room("leaf", ""),
     "zoo": Room("leaf", ""),
     "main": Room("top", "absl jax ml_collections", "*", f"{LOOP} commands"),
     "__init__": Room("front door", "", "", "functional"),
