@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from a2os2a_jax.data import images, pipeline
-from a2os2a_jax.data.sources.folder import SUFFIXES
+from a2os2a_jax.data import images, pipeline, tree
+from a2os2a_jax.data.layout import SUFFIXES, is_picture
 from a2os2a_jax.files import expanded
 
 ANSWERS = "predictions.json"  # its folder holds figures, which are no pictures
@@ -35,32 +35,28 @@ def check(spec: pipeline.Spec) -> None:
 def files(path: str | Path) -> list[Path]:
     """The file, or all pictures in the folder and below it, in order.
 
-    Left out are figures, which lie beside a predictions.json. A link that leads nowhere
-    counts as a picture, one that `read` cannot read.
+    Links are followed. Left out are figures, which lie beside a predictions.json, and
+    what other programs left there. A picture without permission, a folder without, or a
+    link that leads nowhere counts as a picture, one that `read` cannot read.
     Raises:
-      ValueError: nothing is there, or a folder without pictures.
+      ValueError: nothing is there, a folder without pictures, or a link in a circle.
     """
     path = expanded(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise ValueError(f"--image: found no file or folder {path}")
-    there = sorted(pipeline.files_below(path) + _lost(path))
-    drawn = {p.parent for p in there if p.name == ANSWERS}
-    found = [p for p in there if p.suffix.lower() in SUFFIXES and p.parent not in drawn]
-    if not found:
+    found = tree.walk(path)
+    lost = [p for p, _ in found.lost if p.is_dir() or is_picture(p)]
+    drawn = {p.parent for p in found.files if p.name == ANSWERS}
+    pictures = [p for p in found.files if is_picture(p) and p.parent not in drawn]
+    if not pictures and not lost:
         but = " but figures of predictions" if drawn else ""
         raise ValueError(
-            f"--image: {path} has no picture among {len(there)} files{but}, expected "
-            f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+            f"--image: {path} has no picture among {len(found.files)} files{but}, "
+            f"expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         )
-    return found
-
-
-def _lost(folder: Path) -> list[Path]:
-    """Links that lead nowhere, which `pipeline.files_below` does not see."""
-    links = (p for p in folder.rglob("*") if p.is_symlink() and not p.exists())
-    return [p for p in links if not pipeline.is_hidden(p, folder)]
+    return sorted(pictures + lost)
 
 
 def read(path: Path, spec: pipeline.Spec) -> np.ndarray:

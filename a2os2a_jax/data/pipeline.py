@@ -12,6 +12,7 @@ in the data: resuming is exact, with no iterator to save.
 
 import functools
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from a2os2a_jax.data import tree
 
 PyTree = Any
 
@@ -368,17 +371,19 @@ def stratified(
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files, in order, but the hidden and what lies in hidden folders.
+    """All files below the folder, through links, in order; litter is left out.
 
-    Those are thumbnails, copies and checkpoints of other programs, no examples.
+    What cannot be read is counted on stderr. Raises: see `tree.walk`.
     """
-    found = sorted(p for p in folder.rglob("*") if p.is_file())
-    return [p for p in found if not is_hidden(p, folder)]
-
-
-def is_hidden(path: Path, folder: Path) -> bool:
-    """Whether it is hidden, or below a hidden folder of `folder`."""
-    return any(part[0] == "." for part in path.relative_to(folder).parts)
+    found = tree.walk(folder)
+    if found.lost:
+        path, why = found.lost[0]
+        print(
+            f"{folder}: passed over {len(found.lost):,} that cannot be read, the first "
+            f"{path}: {why}",
+            file=sys.stderr,
+        )
+    return found.files
 
 
 def steps_per_epoch(size: int, batch: int) -> int:

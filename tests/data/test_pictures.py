@@ -8,7 +8,7 @@ pytest.importorskip("PIL")
 from PIL import Image  # noqa: E402
 
 from a2os2a_jax import data  # noqa: E402
-from a2os2a_jax.data import images, pictures, pipeline  # noqa: E402
+from a2os2a_jax.data import images, pictures, pipeline, tree  # noqa: E402
 from tests import forged  # noqa: E402
 
 
@@ -115,7 +115,7 @@ def test_links_that_lead_nowhere_are_unreadable_pictures(tmp_path):
     assert [p.name for p in found] == ["a.png", "b.png", "e.png"]
     with pytest.raises(images.Corrupt, match="a.png: a link that leads nowhere"):
         pictures.read(found[0], pipeline.Spec("x", (8, 8, 1), 2))
-    # training is not asked about them
+    # training counts them
     assert [p.name for p in pipeline.files_below(tmp_path)] == ["b.png", "e.png"]
 
 
@@ -135,3 +135,38 @@ def test_an_inverted_picture_is_noticed_where_grey_ones_are_dark():
     assert not pictures.is_inverted(dark, digits)
     for mean in ((0.0,), (0.6,), (0.3, 0.3, 0.3)):
         assert not pictures.is_inverted(bright, digits._replace(mean=mean))
+
+
+def test_pictures_are_found_through_links_and_never_in_litter(tmp_path):
+    for name in (
+        "in/a.png",
+        "in/@eaDir/a.png/thumb.png",
+        "__MACOSX/b.png",
+        "more/c.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "more")
+    found = [
+        p.relative_to(tmp_path).as_posix() for p in pictures.files(tmp_path / "in")
+    ]
+    assert found == ["in/a.png", "in/linked/c.png"]
+    (tmp_path / "more" / "again").symlink_to(tmp_path / "in")
+    with pytest.raises(ValueError, match="linked/again: got a link to"):
+        pictures.files(tmp_path / "in")
+
+
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.png").touch()
+    level = tree.level
+
+    def denied(folder):
+        if folder.name == "in":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return level(folder)
+
+    monkeypatch.setattr(tree, "level", denied)
+    assert [p.name for p in pictures.files(tmp_path)] == ["a.png", "in"]
+    with pytest.raises(images.Corrupt, match="in: "):
+        pictures.read(tmp_path / "in", pipeline.Spec("x", (8, 8, 1), 2))
