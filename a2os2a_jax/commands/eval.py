@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from a2os2a_jax import texts
 from a2os2a_jax.analysis import plots
 from a2os2a_jax.commands import failures
 from a2os2a_jax.train import metrics, trained
@@ -17,7 +18,7 @@ from a2os2a_jax.train import workdir as workdirs
 
 CLASSES = 100  # with more, the confusion matrix is neither written nor drawn
 _STEPS = 12  # accuracies of the any-time line, at most
-_WORST = 3
+_WORST, _NAME = 3, 24  # classes, characters of their names
 NEXT_OF_FILE = (
     "next: --config.eval.timesteps=N scores it at another T; --mode=train with the\n"
     "      same --config.init_from, and another --workdir, trains it on"
@@ -67,7 +68,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if jax.process_index() == 0:
         print(f"wrote a line to {log}")
         _draw(record, names, tag(config, found), folder)
-        print(_next(config) if found.about is None else NEXT_OF_FILE)
+        held_out = dataset.validation is not None
+        print(_next(held_out) if found.about is None else NEXT_OF_FILE)
     return record
 
 
@@ -131,7 +133,7 @@ def _worst(record: dict[str, Any], names: Sequence[str]) -> str:
     sizes = np.sum(record["confusion"], 1)
     scored = [(a, i) for i, a in enumerate(record["per_class"]) if a is not None]
     return ", ".join(
-        f"{names[i]} ({100 * a:.2f} % of {sizes[i]:,})"
+        f"{texts.line(names[i], _NAME)} ({100 * a:.2f} % of {sizes[i]:,})"
         for a, i in sorted(scored)[:_WORST]
     )
 
@@ -179,10 +181,10 @@ def _draw(record: dict[str, Any], names: Sequence[str], tag: str, folder: Path) 
             print(f"wrote {path}")
 
 
-def _next(config: ConfigDict) -> str:
-    """What may come after, and where one may choose."""
+def _next(held_out: bool) -> str:
+    """What may come after, and where one may choose: on a validation split, if any."""
     where = "on --config.eval.split=validation"
-    if not config.data.validation:
+    if not held_out:
         where = "on a validation split (train with\n      --config.data.validation=N)"
     return (
         "next: --config.eval.timesteps=N scores it at another T, and\n"

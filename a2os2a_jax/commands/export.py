@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
+from a2os2a_jax import texts
 from a2os2a_jax.commands import certify
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.data.catalogue import KNOWN
@@ -228,7 +229,7 @@ def card(about: Mapping[str, Any]) -> str:
     trained, found = about["trained_by"], about["certificate"]
     classes = f"{data.classes}"
     if data.class_names:
-        few = ", ".join(data.class_names[:20])
+        few = ", ".join(texts.line(name, 60) for name in data.class_names[:20])
         classes += f": {few}" + (", …" if data.classes > 20 else "")
     size = ""
     if len(data.shape) == 3:
@@ -253,7 +254,7 @@ def card(about: Mapping[str, Any]) -> str:
             " with addition-only attention (A2OS2A, Guo et al. 2025, arXiv:2503.00226)"
         )
     lines = [
-        f"# {about['model']}, trained on {data.name}",
+        f"# {about['model']}, trained on {texts.line(data.name)}",
         "",
         f"A spiking transformer{kind}, exported by a2os2a_jax. It stands alone: no "
         "other file, and no package but jax, numpy and flatbuffers, is needed.",
@@ -278,7 +279,7 @@ def card(about: Mapping[str, Any]) -> str:
         "## What it is",
         "",
         f"- model: {about['model']}, {about['parameters']:,} parameters before folding",
-        f"- data: {data.about or data.name}.{note}",
+        f"- data: {texts.line(data.about or data.name)}.{note}",
         f"- weights: {about['weights']}, step {about['step']}, seed {about['seed']}; "
         f"trained at commit {trained['commit'] or UNKNOWN}, on "
         f"{trained['device'] or UNKNOWN}",

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from a2os2a_jax import texts
 from a2os2a_jax.analysis import plots, rates
 from a2os2a_jax.commands import failures
 from a2os2a_jax.data import images, pictures
@@ -273,15 +274,15 @@ def table(lines: Sequence[dict[str, Any]], ready: inference.Ready, top: int) -> 
 
 def _flat(text: str) -> str:
     """On one line: names of files may hold line breaks."""
-    return " ".join(text.split())
+    return texts.line(text)
 
 
 def _short(text: str, most: int = 24, end: bool = True) -> str:
-    """At most so many characters of one line, with an ellipsis at its end or start."""
+    """At most so many characters of one line, the middle or the start cut out."""
+    if end:
+        return texts.line(text, most)
     text = _flat(text)
-    if len(text) <= most:
-        return text
-    return text[: most - 1] + "…" if end else "…" + text[-most + 1 :]
+    return text if len(text) <= most else "…" + text[-most + 1 :]
 
 
 def _notes(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from a2os2a_jax import texts
 from a2os2a_jax.analysis import plots
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.train.setup import Parts, prepare
@@ -89,7 +90,7 @@ def _title(target: np.ndarray, names: tuple[str, ...]) -> str:
     """One class, or a line for each with its share."""
 
     def name(label) -> str:
-        return names[label] if names else str(label)
+        return texts.line(names[label]) if names else str(label)
 
     if not target.ndim:
         return name(int(target))

@@ -126,8 +126,10 @@ class JsonLines:
             allow_nan=False,
             ensure_ascii=False,
         )
-        # opened anew each time: truncate_after may have replaced the file
-        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+        # opened anew each time: truncate_after may have replaced the file; what is no
+        # UTF-8 in a name is written as JSON escapes it
+        text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+        with open(self.path, "a", **text) as file:
             file.write(line + "\n")
 
 

@@ -76,6 +76,16 @@ def test_the_card_says_what_it_takes(run, about):
         assert words in card, words
 
 
+def test_odd_names_stay_on_their_line_of_the_card(about):
+    names = ["a\n\n## b", "caf\udce9", "x" * 200, *about["data"]["class_names"][3:]]
+    odd = {**about["data"], "class_names": names, "name": "folder:caf\udce9\n# x"}
+    card = export.card({**about, "data": odd})
+    (line,) = (x for x in card.splitlines() if x.startswith("- classes, "))
+    assert r"a ## b, caf\xe9, xxx" in line and len(line) < 300
+    assert card.startswith("# ") and r"trained on folder:caf\xe9 # x" in card
+    assert card.encode() and "\n# x" not in card
+
+
 @pytest.mark.parametrize("kind", ["a2os2a", "vssa"])
 def test_the_card_says_a2os2a_of_a_model_that_has_it(about, kind):
     about = json.loads(json.dumps(about))

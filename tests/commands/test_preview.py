@@ -94,3 +94,9 @@ def test_a_preview_does_not_take_the_workdir(tmp_path):
 
 def test_the_mode_is_known():
     assert "preview" in main.MODES and "preview" not in main.LATER
+
+
+def test_odd_names_of_classes_stay_on_their_line():
+    names = ("a\nb", "caf\udce9")
+    assert preview._title(np.int32(0), names) == "a b"
+    assert preview._title(np.array([0.6, 0.4]), names) == "a b 60 %\ncaf\\xe9 40 %"

@@ -54,6 +54,12 @@ def test_what_json_cannot_hold_is_null(tmp_path, value):
     assert json.loads(path.read_text(), parse_constant=refuse)["loss"] is None
 
 
+def test_names_that_are_no_utf_8_come_back(tmp_path):
+    record = {"data": "folder:caf\udce9", "label": "é\n"}
+    metrics.JsonLines(tmp_path / "m.jsonl")(record)
+    assert metrics.read_lines(tmp_path / "m.jsonl") == [record]
+
+
 def test_a_value_without_json_form_is_refused_by_name(tmp_path):
     log = metrics.JsonLines(tmp_path / "m.jsonl")
     with pytest.raises(ValueError, match=r"firing_rate/stem is a object, expected"):

@@ -4,20 +4,24 @@ matplotlib is imported inside functions; no display is needed. Colours stay apar
 colour-blind readers and in print.
 """
 
+import contextlib
 import importlib
 import os
 import textwrap
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from a2os2a_jax import texts
 from a2os2a_jax.files import write_atomically
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito
 SHARES = "viridis"  # of what goes from none to many
 _DPI = 150
+_TITLE = 200  # characters of a title
 _FORMATS = {".png": {}, ".svg": {"metadata": {"Date": None}}}
 
 
@@ -76,13 +80,25 @@ def save(figure, path: str | os.PathLike, math: bool = False) -> Path:
     for text in [] if math else figure.findobj(Text):
         if r"\mathdefault" not in text.get_text():  # a tick of a logarithmic axis
             text.set_parse_math(False)
-    with matplotlib.rc_context(settled), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-        with write_atomically(path) as temp:
-            figure.savefig(
-                temp, format=kind[1:], dpi=_DPI, facecolor="white", **_FORMATS[kind]
-            )
+    with matplotlib.rc_context(settled), _any_glyph(), write_atomically(path) as temp:
+        figure.savefig(
+            temp, format=kind[1:], dpi=_DPI, facecolor="white", **_FORMATS[kind]
+        )
     return path
+
+
+def tight(figure, **options) -> None:
+    """`figure.tight_layout`, for names in any alphabet."""
+    with _any_glyph():
+        figure.tight_layout(**options)
+
+
+@contextlib.contextmanager
+def _any_glyph() -> Iterator[None]:
+    """Lets what a font lacks be a box, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        yield
 
 
 def number(value: Any) -> float:
@@ -98,7 +114,7 @@ def quiet(axis) -> None:
 
 
 def folded(title: str, width: int) -> str:
-    return textwrap.fill(title, width, break_long_words=False)
+    return textwrap.fill(texts.line(title, _TITLE), width)
 
 
 def evenly(count: int, most: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from a2os2a_jax import texts
 from a2os2a_jax.analysis.plots import base, raster
 
 _LAYERS, _STEPS, _CLASSES, _CURVES = 18, 8, 5, 3  # at most
@@ -69,7 +70,7 @@ def prediction(
     most = 0.2 + 0.075 * max(len(raster._most(m)) for m, _ in maps.values())
     width = left + label + cell * len(steps) + where + most
     heading = "What the model sees, how it spikes, what it answers"
-    title = base.folded(_short(title, 2 * _TITLE), int(12 * width))
+    title = base.folded(texts.line(title, 2 * _TITLE), int(12 * width))
     top = 1.0 + (0.2 * (title.count("\n") + 1) if title else 0)
     few = min(len(classes), _CLASSES)
     answer_at, line = top + 2.25, 0.24
@@ -109,7 +110,7 @@ def prediction(
         text(
             margin + 0.28,
             y,
-            _short(classes[i], _NAME),
+            texts.line(classes[i], _NAME),
             size=10.5,
             va="center",
             weight=weight,
@@ -233,7 +234,3 @@ def _draw_layers(
                 size=8.5,
                 va="center",
             )
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

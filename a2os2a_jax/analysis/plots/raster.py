@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from a2os2a_jax import texts
 from a2os2a_jax.analysis.plots import base
 
 _SILENT, _SPIKE, _PLUS, _MINUS = "#ffffff", "#1a1a1a", "#2166ac", "#d6301d"
+_NAME = 16  # characters of the name of a class
 _ROWS, _COLUMNS = 24, 60  # positions and channels shown of a layer, at most
 
 
@@ -71,7 +73,8 @@ def spike_raster(
         figure.text(x / width, 1 - y / height, string, **style)
 
     named = [
-        str(i) if class_names is None else class_names[i] for i in (label, prediction)
+        str(i) if class_names is None else texts.line(class_names[i], _NAME)
+        for i in (label, prediction)
     ]
     text(0.25, 0.3, f"Spikes of one example over {t} timesteps", size=13, va="center")
     if title:

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from a2os2a_jax import texts
 from a2os2a_jax.analysis.plots import base
+
+_NAME = 26  # characters of the name of a class
 
 
 def confusion(
@@ -35,7 +38,7 @@ def confusion(
     counts = np.asarray(counts)
     classes = len(counts)
     names = range(classes) if class_names is None else class_names
-    names = [str(name) for name in names]
+    names = [texts.line(str(name), _NAME) for name in names]
     if counts.ndim != 2 or counts.shape[1] != classes or len(names) != classes:
         raise ValueError(
             f"confusion: got counts {counts.shape} and {len(names)} names, expected "
@@ -75,10 +78,9 @@ def confusion(
     axis.set_xlabel("predicted", fontsize=11)
     axis.set_ylabel("label", fontsize=11)
     right, total = counts.diagonal().sum(), counts.sum()
-    axis.set_title(
-        f"{base.folded(title, 60)}\n{right:,} of {total:,} right".strip(), fontsize=11
-    )
-    figure.tight_layout()
+    title = base.folded(title, min(60, int(10 * side + 10)))
+    axis.set_title(f"{title}\n{right:,} of {total:,} right".strip(), fontsize=11)
+    base.tight(figure)
     return base.save(figure, path)
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from a2os2a_jax import texts
 from a2os2a_jax.analysis.plots import base
+
+_NAME, _ROW = 22, 60  # characters of a line above a picture, and above a row of them
 
 
 def contact_sheet(
@@ -38,6 +41,8 @@ def contact_sheet(
             f"contact_sheet: got {len(titles)} titles for {len(images)} pictures"
         )
     count = len(images)
+    most = _NAME if images.ndim == 4 else _ROW
+    titles = ["\n".join(texts.line(x, most) for x in t.split("\n")) for t in titles]
     if images.ndim == 4:
         columns = min(6, count)
         rows = -(-count // columns)
@@ -65,9 +70,11 @@ def contact_sheet(
             text = titles[at].replace("\n", ", ")
             axis.set_title(text, fontsize=7, pad=2, loc="left")
     height = figure.get_figheight()
-    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.3 / height if title else 1))
+    base.tight(figure, pad=0.4, rect=(0, 0, 1, 1 - 0.3 / height if title else 1))
     if title:  # after the layout, which would make room for it once more
-        figure.suptitle(title, fontsize=10, y=1 - 0.06 / height, va="top")
+        figure.suptitle(
+            texts.line(title, 80), fontsize=10, y=1 - 0.06 / height, va="top"
+        )
     return base.save(figure, path)
 
 
