@@ -155,7 +155,7 @@ def reliability(
     below.set_ylim(0, 100)
     below.set_xlabel("confidence of the answer (%)", fontsize=11)
     below.set_ylabel("examples (%)", fontsize=11)
-    figure.tight_layout()
+    base.tight(figure)
     return base.save(figure, path)
 
 
@@ -222,6 +222,6 @@ def any_time(
     axis.set_ylabel(f"accuracy{of} (%)", fontsize=11)
     base.quiet(axis)
     if title:
-        axis.set_title(base.folded(title, 56), fontsize=11)
-    figure.tight_layout()
+        axis.set_title(base.folded(title, 48), fontsize=11)
+    base.tight(figure)
     return base.save(figure, path)

@@ -68,6 +68,6 @@ def training_curves(
     low, high = axes[1].get_ylim()
     axes[1].set_ylim(max(low, -2), min(high, 102))
     if title:
-        figure.suptitle(title, fontsize=12)
-    figure.tight_layout()
+        figure.suptitle(base.folded(title, 85), fontsize=12)
+    base.tight(figure)
     return base.save(figure, path)
