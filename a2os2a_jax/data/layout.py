@@ -253,11 +253,17 @@ def is_picture(path: Path) -> bool:
 
 
 def _unlabelled(root: Path, chosen: dict[str, Path], train: dict[str, Path]) -> str:
-    judges = [folder for role, folder in chosen.items() if role != TRAIN]
+    name = line(chosen[TRAIN].name)
+    judges = [
+        f"{line(folder.name)} ({few(p.name for p in tree.level(folder).folders)})"
+        for role, folder in chosen.items()
+        if role != TRAIN
+    ]
+    got = ", ".join(judges).replace("()", "(no folder)")
     return (
-        f"{root}: got no folder of a class in {few(f.name for f in judges)}, expected "
-        f"those of {line(chosen[TRAIN].name)}, {few(train)}; data.name=folder:"
-        f"{chosen[TRAIN]} takes that one alone, and one in five of it for test"
+        f"{root}: got no class of {name} in {got}, expected some of {few(train)}; "
+        f"data.name=folder:{chosen[TRAIN]} takes {name} alone, and one in five of it "
+        "for test"
     )
 
 

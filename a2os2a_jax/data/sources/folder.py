@@ -191,7 +191,7 @@ def _files(
             lost *= bool(there.lost)
             raise ValueError(
                 f"{folder}: found no picture of {len(there.files)} files, expected "
-                f"{EXPECTED}{lost}"
+                f"{EXPECTED}{lost} (a folder that is no class has to lie elsewhere)"
             )
         tree.extend(below, there)
         paths += pictures
@@ -249,8 +249,8 @@ def _taken(
         inside = "" if found.root == root else f" in {at(found.root)}"
         judging, training = len(parts["test"]), sum(map(len, parts.values()))
         said = [
-            f"each folder{inside} is a class ({training:,} pictures), one in five of "
-            f"each is test ({judging:,})"
+            f"each folder{inside} is a class with all below it ({training:,} pictures)"
+            f", one in five of each is test ({judging:,})"
         ]
     if validation:
         said.append(f"data.validation holds {validation:,} of train out")

@@ -101,8 +101,8 @@ def test_what_is_no_example_is_counted_and_never_a_class(tree, capsys):
         d = data.load(f"folder:{root}", size=8)
     assert d.class_names == ("a", "b") and d.train.size + d.test.size == 12
     assert capsys.readouterr().err == (
-        f"folder:{root}: each folder is a class (12 pictures), one in five of each is "
-        "test (2); 2 classes: a, b\n"
+        f"folder:{root}: each folder is a class with all below it (12 pictures), one "
+        "in five of each is test (2); 2 classes: a, b\n"
         f"folder:{root}: passed over 3 of other kinds than .jpg, .jpeg or .png (.gif, "
         ".webp), 7 of other programs (.DS_Store, ._000.jpg, .thumbs, @eaDir, "
         "Thumbs.db, __MACOSX), 1 beside the classes (slurm-1.out)\n"
@@ -213,8 +213,12 @@ AMBIGUOUS = {
     ),
     "no labels": (
         {"train/a": 5, "train/b": 5, "test": 5},
-        "got no folder of a class in test, expected those of train, a, b; data.name="
-        "folder:.*train takes that one alone",
+        r"got no class of train in test \(no folder\), expected some of a, b; data"
+        ".name=folder:.*train takes train alone",
+    ),
+    "other case": (
+        {"train/A": 5, "train/B": 5, "test/a": 2, "test/b": 2},
+        r"got no class of train in test \(a, b\), expected some of A, B",
     ),
     "sizes": (
         {"train_small/a": 2, "train_large/a": 5, "test/a": 2},
