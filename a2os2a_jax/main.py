@@ -327,12 +327,10 @@ def _settle(config: Any, settings: contextlib.ExitStack) -> None:
         before = os.environ.get("XLA_FLAGS")
         parallel.make_deterministic()
         settings.callback(_set_variable, "XLA_FLAGS", before)
-    if config.get("dtype") == "float64":
-        import jax
+    import jax
 
-        settings.callback(
-            jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64
-        )
+    settings.callback(jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64)
+    if config.get("dtype") == "float64":
         jax.config.update("jax_enable_x64", True)
 
 

@@ -243,7 +243,7 @@ def energy_tables(text: str) -> str:
     add("T, examples", lambda r: f"{r['timesteps']}, {r['count']:,}")
     add("additions spikes could trigger, M", lambda r: _millions(r["sops_possible"]))
     add("additions they trigger (SOPs), M", lambda r: _millions(r["sops"]))
-    add("without those of a zero, M", lambda r: _millions(r["sops_zero_skipped"]))
+    add("without those of a zero, M", lambda r: _millions(_nonzero(r)))
     add("products of the first layer, M", lambda r: _millions(r["macs"]))
     add("products of the ANN, M", lambda r: _millions(r["ann_macs"]))
     for name in rows[0]["total_nj"]:
@@ -270,6 +270,11 @@ def energy_tables(text: str) -> str:
     ]
     begin = "<!-- energy: made by experiments/tables.py -->"
     return _between(text, begin, "\n".join(lines))
+
+
+def _nonzero(record: dict) -> float:
+    """Additions of something other than 0; under its earlier name in older files."""
+    return record.get("sops_nonzero", record.get("sops_zero_skipped"))
 
 
 def _millions(x: float) -> str:

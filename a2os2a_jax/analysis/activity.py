@@ -34,7 +34,7 @@ class Tally(NamedTuple):
 
     dense: as the certificate counts, every spike firing. events: additions made, one
     for each spike that is not 0 and each sum it goes into; of two operands that are
-    spikes the one that fires less drives. skipped: of these, the ones that add
+    spikes the one that fires less drives. nonzero: of these, the ones that add
     something: the other operand, if it is data too, is not 0 either. Where nothing is
     driven by spikes all three are the same.
     """
@@ -42,7 +42,7 @@ class Tally(NamedTuple):
     operation: Operation
     dense: int
     events: int
-    skipped: int
+    nonzero: int
 
     @property
     def driven(self) -> bool:
@@ -102,12 +102,12 @@ class Counter:
         for i, (o, sums) in enumerate(zip(operations, self._sums, strict=True)):
             sums.dense += o.count
             for j, pair in enumerate(counts.get(i, ())):
-                events, skipped = (
+                events, nonzero = (
                     int(n.sum(dtype=np.int64)) * factor
                     for n, factor in zip(pair, factors[i][j], strict=True)
                 )
                 old = sums.driven.get(j, (0, 0))
-                sums.driven[j] = (old[0] + events, old[1] + skipped)
+                sums.driven[j] = (old[0] + events, old[1] + nonzero)
         return out
 
     @property
@@ -188,7 +188,7 @@ def _run_scan(eqn, values, here, wanted, operations, counts, factors) -> list[An
     return [*carry, *ys]
 
 
-# ---- what one equation does: for each operand that is a spike, (events, skipped), each
+# ---- what one equation does: for each operand that is a spike, (events, nonzero), each
 # an array and a factor whose product, summed, is meant: 32 bits would not hold it
 
 

@@ -60,8 +60,8 @@ COSTS = (FLOAT, INTEGER)
 
 INPUT, CONV, LINEAR = "first convolution", "convolutions", "linear maps"
 ATTENTION, HEAD, NEURONS = "attention products", "head", "neurons"
-DENSE, COMPARED = "biases and residuals", "pooling"
-PARTS = (INPUT, CONV, LINEAR, ATTENTION, HEAD, NEURONS, DENSE, COMPARED)
+DENSE, POOLING = "biases and residuals", "pooling"
+PARTS = (INPUT, CONV, LINEAR, ATTENTION, HEAD, NEURONS, DENSE, POOLING)
 
 
 class Work(NamedTuple):
@@ -69,7 +69,7 @@ class Work(NamedTuple):
 
     macs: products with the input, each with its sum.
     possible: additions that spikes could trigger, if all fired; events: that they did;
-      skipped: of these, those that added something other than 0.
+      nonzero: of these, those that added something other than 0.
     additions, comparisons: of those that happen anyway.
     states: membranes read and written.
     words: other sums that are read or written, of as many bits as a membrane.
@@ -82,7 +82,7 @@ class Work(NamedTuple):
     macs: float = 0
     possible: float = 0
     events: float = 0
-    skipped: float = 0
+    nonzero: float = 0
     additions: float = 0
     comparisons: float = 0
     states: float = 0
@@ -92,21 +92,55 @@ class Work(NamedTuple):
     signed: float = 0
 
 
-def part_of(o: Operation) -> str:
-    """Which part of the network an operation belongs to."""
-    name = o.place.rpartition("/")[2]
-    if o.loop or o.kind == rules.STATE:
-        return NEURONS
-    if name == "head" or o.primitive == "reduce_sum" and "attention" not in o.path:
-        return HEAD
-    if o.allowed:
-        return INPUT
-    if o.primitive in ("dot_general", "reduce_sum"):
-        with_weights = o.primitive == "dot_general" and bool(o.fixed)
-        return LINEAR if with_weights else ATTENTION
-    if o.primitive == "conv_general_dilated":
-        return CONV
-    return COMPARED if o.kind == rules.COMPARISON else DENSE
+def parts_of(operations: Sequence[Operation]) -> list[str]:
+    """The part of the network that each operation of a whole program belongs to.
+
+    By what is computed from what, not by names; of a module only which operations share
+    one counts. The head begins with the last product with weights, or with the sums
+    over tokens or time that lead to it: all that follow the product with weights before
+    it. A sum of spikes belongs to the attention where a module that also multiplies
+    data with data takes it, and is pooling elsewhere.
+
+    Args:
+      operations: in the order of the program, as the certificate lists them.
+    """
+    weighs = [i for i, o in enumerate(operations) if _has_weights(o)]
+    last = before = len(operations)  # the head's first product, the one before it
+    if weighs and operations[weighs[-1]].primitive == "dot_general":
+        place = operations[weighs[-1]].place  # of several there, as of bits, too
+        others = [i for i in weighs if operations[i].place != place]
+        before = max(others, default=-1)
+        last = min(i for i in weighs if i > before)
+    attends = {o.place for o in operations if _is_of_data_alone(o)}
+
+    def part(i: int, o: Operation) -> str:
+        if o.loop or o.kind == rules.STATE:
+            return NEURONS
+        is_sum = o.primitive == "reduce_sum"
+        if o.allowed:
+            return INPUT
+        if i >= last or (i > before and is_sum):
+            return HEAD
+        if is_sum and o.place not in attends:
+            return POOLING
+        if o.primitive in ("dot_general", "reduce_sum"):
+            return LINEAR if o.primitive == "dot_general" and o.fixed else ATTENTION
+        if o.primitive == "conv_general_dilated":
+            return CONV
+        return POOLING if o.kind == rules.COMPARISON else DENSE
+
+    return [part(i, o) for i, o in enumerate(operations)]
+
+
+def _has_weights(o: Operation) -> bool:
+    products = ("dot_general", "conv_general_dilated")
+    return o.primitive in products and bool(o.fixed) and not o.folds and not o.loop
+
+
+def _is_of_data_alone(o: Operation) -> bool:
+    """True for products of data with data, in which spikes select; not of neurons."""
+    is_product = o.primitive in ("dot_general", "mul") and len(o.sizes) > 1
+    return is_product and not o.fixed and not o.loop and not o.folds
 
 
 def work(tallies: Iterable[Tally], examples: int) -> list[Work]:
@@ -132,7 +166,7 @@ def work(tallies: Iterable[Tally], examples: int) -> list[Work]:
             here = {
                 "possible": t.dense,
                 "events": t.events,
-                "skipped": t.skipped,
+                "nonzero": t.nonzero,
                 "spike_bits": calls
                 * sum(n * w for n, w, spike in _operands(o) if spike),
                 "words": calls * _written(o),
@@ -214,9 +248,11 @@ def _rows(
 ) -> list[Work]:
     """What was found, added up by place and part, per example."""
     rows: dict[tuple[str, str], dict[str, float]] = {}
-    for o, here in found:
+    found = list(found)
+    parts = parts_of([o for o, _ in found])
+    for (o, here), part in zip(found, parts, strict=True):
         if any(here.values()):
-            row = rows.setdefault((o.place, part_of(o)), {})
+            row = rows.setdefault((o.place, part), {})
             for key, value in here.items():
                 row[key] = row.get(key, 0) + value
     return [
@@ -383,7 +419,7 @@ def accounts(
         "firing_rate": firing_rate(rows),
         "ann_activation_bits": [equal_bits(timesteps), equal_bits(timesteps, True)],
         "sops": sum(r.events for r in rows),
-        "sops_zero_skipped": sum(r.skipped for r in rows),
+        "sops_nonzero": sum(r.nonzero for r in rows),
         "sops_possible": sum(r.possible for r in rows),
         "macs": sum(r.macs for r in rows),
         "ann_macs": sum(r.macs for r in of_ann),
@@ -394,18 +430,20 @@ def accounts(
 def attention_share(rows: Sequence[Work]) -> dict[str, float]:
     """Shares of the attention in all that is spent, fractions of the total.
 
-    products: Q, K and V with each other alone. branch: with their linear maps, neurons
-    and projection. Of the account `full` in float32.
+    products: Q, K and V with each other alone. branch: all of the modules that hold
+    such products, with their linear maps, neurons and projection. Of the account `full`
+    in float32.
     """
     costs = FLOAT
     whole = sum(full(rows, costs).values())
     if not whole:
         return {"products": 0.0, "branch": 0.0}
     products = [r for r in rows if r.part == ATTENTION]
-    branch = [r for r in rows if "attention" in r.place]
+    places = {r.place for r in products}
+    branch = [r for r in rows if any(f"{r.place}/".startswith(f"{p}/") for p in places)]
     return {
         "products": sum(full(products, costs).values()) / whole,
         "branch": sum(full(branch, costs).values()) / whole,
         "events_dense": sum(r.events for r in products),
-        "events_zero_skipped": sum(r.skipped for r in products),
+        "events_nonzero": sum(r.nonzero for r in products),
     }

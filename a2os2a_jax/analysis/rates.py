@@ -76,6 +76,15 @@ def _share(
     return count.sum(0) / (kept.sum() * size)
 
 
+def counts(condition: jax.Array) -> tuple[jax.Array, int]:
+    """([B] int32: True entries of each example, entries of one example).
+
+    Sums of them are exact, in whatever order examples and batches come.
+    """
+    axes = tuple(range(1, condition.ndim))
+    return jnp.count_nonzero(condition, axis=axes), condition[0].size
+
+
 def measure_rates(
     spikes: Mapping[str, Any],
     per_step: bool = False,

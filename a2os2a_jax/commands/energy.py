@@ -213,7 +213,7 @@ def text(record: dict[str, Any]) -> str:
         f"{record.get('weights', '')}, folded: accuracy "
         f"{100 * record['folded_accuracy']:.2f} %",
         f"additions by spikes (SOPs): {record['sops']:,.0f} an example of "
-        f"{record['sops_possible']:,.0f} possible; {record['sops_zero_skipped']:,.0f} "
+        f"{record['sops_possible']:,.0f} possible; {record['sops_nonzero']:,.0f} "
         "without additions of a zero of K, or of a sum of K",
         f"attention: {100 * share['branch']:.1f} % of the energy (float32, all of it) "
         f"with its projections, {100 * share['products']:.1f} % the products of Q, K "

@@ -54,7 +54,7 @@ class Counted(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the first examples of a split do in the model, on the host.
+    """What some examples of a split do in the model, on the host.
 
     Attributes:
       images: of the first n <= IMAGES examples: [n, H, W, C], or [n, N, F] tokens; the
@@ -128,8 +128,9 @@ def _figures(config: ConfigDict, found: trained.Trained, folder: Path) -> list[F
     parts, split = found.parts, config.eval.split
     size, tag = _size(config, found), _tag(config, found, folder)
     end, of = f"_{tag}" if tag else "", what(config, parts, tag)
-    see = functools.partial(first_seen, config, parts, found.variables, split)
-    seen = functools.cache(lambda: see(min(size, config.eval.batch)))
+    see = functools.partial(seen_of, config, parts, found.variables, split)
+    some = evaluate.sample(size, config.eval.batch)
+    seen = functools.cache(lambda: see(some))
     energy = counted(config, found, folder)
 
     def rate_map(data, path):
@@ -138,7 +139,7 @@ def _figures(config: ConfigDict, found: trained.Trained, folder: Path) -> list[F
 
     def token_activity(layers, path):
         images = seen().images
-        few = _over(config, found, len(images))
+        few = _over(config, found, len(images), drawn=True)
         plots.token_activity(images, layers, path, f"Token activity: {of}; {few}")
 
     def energy_bars(data, path):
@@ -166,7 +167,7 @@ def _figures(config: ConfigDict, found: trained.Trained, folder: Path) -> list[F
         ),
         Figure(
             f"spike_raster{end}",
-            lambda: see(1),
+            lambda: see(np.arange(1)),
             lambda data, path: spike_raster(
                 data, path, raster_title(of, split), parts.dataset.class_names
             ),
@@ -215,9 +216,13 @@ def _size(config: ConfigDict, found: trained.Trained) -> int:
     return evaluate.size_of(split, config.eval.examples)
 
 
-def _over(config: ConfigDict, found: trained.Trained, count: int) -> str:
+def _over(
+    config: ConfigDict, found: trained.Trained, count: int, drawn: bool = False
+) -> str:
     split = config.eval.split
     all_of_it = count == found.parts.dataset.split(split).size
+    if drawn and not all_of_it:
+        return f"{count:,} of {split}, drawn at random"
     return f"{'all' if all_of_it else 'first'} {count:,} of {split}"
 
 
@@ -245,10 +250,14 @@ def any_time(config: ConfigDict, found: trained.Trained, folder: Path) -> list[f
     return found.parts.evaluator(config, split).report(found.variables)["any_time"]
 
 
-def first_seen(
-    config: ConfigDict, parts: setup.Parts, variables: Any, split: str, count: int
+def seen_of(
+    config: ConfigDict,
+    parts: setup.Parts,
+    variables: Any,
+    split: str,
+    indices: np.ndarray,
 ) -> Seen:
-    """One pass of the first `count` examples of the split."""
+    """One pass of these examples of the split."""
     split = parts.dataset.split(split)
     order: list[str] = []  # of the layers in the network; jit returns them sorted
 
@@ -265,7 +274,7 @@ def first_seen(
         )
         return jax.tree.map(lambda x: x[:IMAGES], few), measured
 
-    payload = split.fetch(np.arange(count))
+    payload = split.fetch(indices)
     few, measured = jax.device_get(forward(variables, split.resident, payload))
     images, labels, logits, spikes = few
     if images.ndim == (5 if config.model.stem != "tokens" else 4):
@@ -276,7 +285,7 @@ def first_seen(
         logits,
         {name: np.asarray(spikes[name], np.float32) for name in order},
         {name: measured[name] for name in order},
-        count,
+        len(indices),
     )
 
 
@@ -329,7 +338,7 @@ def rate_table(
             name: {"plus": r.plus, "minus": r.minus} if r.minus.any() else r.rate
             for name, r in s.rates.items()
         }
-        return table, _over(config, found, s.count)
+        return table, _over(config, found, s.count, drawn=True)
     order = [layer.name for layer in found.parts.layers(config)]  # JSON has none
     measured = _object(energy, "rates")
     measured = {

@@ -71,18 +71,21 @@ def table(result: dict[str, Any]) -> str:
         ),
         (f"{split} top-5", f"{100 * scores['top5']:.2f} %"),
         (f"{split} loss", f"{scores['loss']:.4f}"),
-        ("firing rate", _range(result["activity"]["firing_rate"])),
+        ("firing rate", _range(result["activity"])),
     ]
     width = max(len(name) for name, _ in rows)
     rule = "-" * 72
     return "\n".join([rule, *(f"{name:<{width}}  {text}" for name, text in rows), rule])
 
 
-def _range(rates: dict[str, float]) -> str:
+def _range(activity: dict[str, Any]) -> str:
+    rates = activity["firing_rate"]
     low, high = min(rates, key=rates.get), max(rates, key=rates.get)
     return (
         f"{100 * np.mean(list(rates.values())):.1f} % on average, from "
         f"{100 * rates[low]:.1f} % ({low}) to {100 * rates[high]:.1f} % ({high})"
+        # older runs looked at the first batch
+        + (f", of {n:,} examples" if (n := activity.get("examples")) else "")
     )
 
 
@@ -112,6 +115,6 @@ def _draw_raster(config: ConfigDict, folder: Path, path: Path) -> None:
     """As --mode=figures draws it, of what the run ended with."""
     parts, _, variables = workdirs.load_trained(config, folder)
     split = workdirs.read_json(folder / "config.json")["eval"]["split"]
-    seen = figures.first_seen(config, parts, variables, split, 1)
+    seen = figures.seen_of(config, parts, variables, split, np.arange(1))
     title = figures.raster_title(figures.what(config, parts), split)
     figures.spike_raster(seen, path, title, parts.dataset.class_names)

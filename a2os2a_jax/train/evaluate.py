@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.train import parallel, step
 
+ACTIVITY = 2048  # examples whose activity is measured, at most
+
 
 class Abandoned(Exception):
     """An evaluation was told to stop before its last batch."""
@@ -79,6 +81,16 @@ def _shares(part: np.ndarray, of: np.ndarray) -> list[float | None]:
     return [float(p / n) if n else None for p, n in zip(part, of, strict=True)]
 
 
+def sample(size: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of `size` examples, at random, ascending.
+
+    The same ones at every call: a set may be sorted by class, and its first examples
+    are then no picture of it.
+    """
+    drawn = np.random.RandomState(pipeline.SPLIT_SEED).permutation(size)[:most]
+    return np.sort(drawn)
+
+
 class Evaluator:
     """Scores variables of `model` on `split`; compiles once.
 
@@ -138,16 +150,30 @@ class Evaluator:
         """
         return summary(self._sum(self._report, variables))
 
-    def activity(self, variables: Any) -> dict[str, dict[str, float]]:
-        """{"firing_rate", "near_threshold"} of every layer, over the first batch.
+    def activity(self, variables: Any) -> dict[str, Any]:
+        """{"firing_rate": {layer: share}, "near_threshold": likewise, "examples": n}.
 
-        Of its padding nothing counts. See `step.make_activity_step`.
+        Of n examples: all of the split, or of a larger one ACTIVITY, see `sample`;
+        less what cannot be read. Exact for any batch. See `step.make_activity_step`.
         """
-        indices, mask = next(pipeline.padded_batches(self.size, self._batch))
-        payload = self._send(self._split.fetch, indices)
-        mask = self._send(lambda x: x, mask)
-        rates = self._activity(variables, self._resident, payload, mask)
-        return jax.tree.map(float, jax.device_get(rates))
+        chosen = sample(self.size, ACTIVITY)
+        rows = []
+        for indices, mask in pipeline.padded_batches(len(chosen), self._batch):
+            payload = self._send(self._split.fetch, chosen[indices])
+            mask = self._send(lambda x: x, mask)
+            rows.append(self._activity(variables, self._resident, payload, mask))
+        rows = jax.device_get(rows)
+        kept = np.concatenate([row["counted"] for row in rows]) > 0
+        examples = _counted({"count": kept.sum()})
+
+        def share(kind: str, layer: str) -> float:
+            hits = np.concatenate([row[kind][layer][0] for row in rows])
+            entries = int(rows[0][kind][layer][1])
+            return int(hits[kept].sum(dtype=np.int64)) / (examples * entries)
+
+        kinds = ("firing_rate", "near_threshold")
+        found = {kind: {k: share(kind, k) for k in rows[0][kind]} for kind in kinds}
+        return found | {"examples": examples}
 
     def _sum(
         self, score: Callable, variables: Any, stop: Callable = lambda: False

@@ -191,9 +191,7 @@ def _run(
             judged[now, split] = scores, activity
             at = {"step": now, "epoch": now / parts.epoch_steps, "split": split}
             if not logged(now, split):
-                layers = {"layers": activity} if config.eval.layers else {}
-                means = {k: _mean(v) for k, v in activity.items()}
-                log(at | scores | means | layers)
+                log(at | scores | _of_layers(activity, config.eval.layers))
         return judged[now, split]
 
     def spent_so_far() -> dict[str, float]:
@@ -355,6 +353,14 @@ def _run(
     if main_process:
         write_json(workdir / "result.json", result)
     return result
+
+
+def _of_layers(activity: dict[str, Any], each: bool) -> dict[str, Any]:
+    """What is logged of `Evaluator.activity`: means, and the layers if `each`."""
+    kinds = {k: v for k, v in activity.items() if k != "examples"}
+    means = {kind: _mean(layers) for kind, layers in kinds.items()}
+    means["activity_examples"] = activity["examples"]
+    return means | ({"layers": kinds} if each else {})
 
 
 def _mean(values: dict[Any, Any]) -> float:

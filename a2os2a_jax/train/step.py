@@ -339,25 +339,28 @@ def make_report_step(
 
 def make_activity_step(
     model: nn.Module, split: Split
-) -> Callable[[PyTree, PyTree, PyTree, jax.Array], dict[str, dict[str, jax.Array]]]:
-    """(variables, resident, payload, mask [B]) -> {"firing_rate", "near_threshold"}.
+) -> Callable[[PyTree, PyTree, PyTree, jax.Array], dict[str, Any]]:
+    """(variables, resident, payload, mask [B]) -> what each example of a batch does.
 
-    Per layer, over the examples with mask 1. firing_rate: share of neurons and steps
-    with a spike of either sign. near_threshold: share whose membrane, before the reset,
-    was within 1 of the threshold.
+    The result holds "counted" [B], 1 where mask is and the example could be read, and
+    {layer: (counts [B], entries of an example)} as "firing_rate", neurons and steps
+    with a spike of either sign, and as "near_threshold", those whose membrane, before
+    the reset, was within 1 of the threshold.
     """
 
     def activity_step(variables, resident, payload, mask):
         batch = split.gather(resident, payload)
-        images, mask = batch["image"], jnp.where(batch["label"] < 0, 0, mask)
         collections = ["spikes", "potentials"]
-        _, sown = model.apply(variables, images, train=False, mutable=collections)
-        fired = rates.measure_rates(sown["spikes"], mask=mask)
+        _, sown = model.apply(
+            variables, batch["image"], train=False, mutable=collections
+        )
+        spikes, distances = (rates.layers(sown[name]) for name in collections)
         return {
-            "firing_rate": {name: r.rate for name, r in fired.items()},
-            "near_threshold": rates.measure_near_threshold(
-                sown["potentials"], mask=mask
-            ),
+            "counted": jnp.where(batch["label"] < 0, 0, mask > 0),
+            "firing_rate": {k: rates.counts(s != 0) for k, s in spikes.items()},
+            "near_threshold": {
+                k: rates.counts(jnp.abs(u) < 1) for k, u in distances.items()
+            },
         }
 
     return activity_step

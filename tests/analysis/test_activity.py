@@ -52,10 +52,10 @@ def test_every_addition_of_a_model_is_counted(name, x64):
     how = how | dict(family=family, timesteps=T, heads=2, pool="0011")
     want, *counts = loops.count(params, images, **how)
     np.testing.assert_allclose(logits, want, rtol=1e-10, atol=1e-10)
-    for which, expected in zip(("events", "skipped"), counts, strict=True):
+    for which, expected in zip(("events", "nonzero"), counts, strict=True):
         expected = {place: n for place, n in expected.items() if n}
         assert by_place(counter.tallies, which) == expected
-    spared = [t for t in counter.tallies if t.skipped < t.events]
+    spared = [t for t in counter.tallies if t.nonzero < t.events]
     assert {t.operation.path for t in spared} <= {"block_0/attention"}
     assert bool(spared) == (family == "columnar")
 
@@ -108,7 +108,7 @@ def test_of_two_spikes_the_rarer_one_drives():
     (sums,) = (t for t in counter.tallies if t.driven)
     assert sums.events == int(a.sum()) * 5
     together = np.einsum("bnd,bmd->", a.astype(int), b.astype(int))
-    assert sums.skipped == together < sums.events
+    assert sums.nonzero == together < sums.events
 
 
 def test_which_of_two_spikes_is_rarer_is_judged_in_the_end():
@@ -122,7 +122,7 @@ def test_which_of_two_spikes_is_rarer_is_judged_in_the_end():
     parts(none, ones)
     assert [t[1:] for t in whole.tallies] == [t[1:] for t in parts.tallies]
     (sums,) = (t for t in whole.tallies if t.driven)
-    assert (sums.events, sums.skipped) == (3 * 8 * 3, 0)
+    assert (sums.events, sums.nonzero) == (3 * 8 * 3, 0)
 
 
 def test_a_grouped_strided_convolution():

@@ -10,8 +10,8 @@ from a2os2a_jax.analysis.energy import FLOAT, INTEGER, Work
 
 ROWS = [
     Work("stem/conv_0", energy.INPUT, macs=100),
-    Work("fc", energy.LINEAR, possible=1000, events=200, skipped=200, spike_bits=50),
-    Work("attention", energy.ATTENTION, possible=400, events=80, skipped=30),
+    Work("fc", energy.LINEAR, possible=1000, events=200, nonzero=200, spike_bits=50),
+    Work("attention", energy.ATTENTION, possible=400, events=80, nonzero=30),
     Work("neuron", energy.NEURONS, additions=20, comparisons=10, states=10),
     Work("fc_bn", energy.DENSE, additions=7, words=14),
 ]
@@ -112,14 +112,14 @@ def test_without_spikes_there_is_no_rate():
 
 def test_the_share_of_the_attention():
     rows = [
-        Work("block_0/attention", energy.ATTENTION, possible=10, events=10, skipped=4),
+        Work("block_0/attention", energy.ATTENTION, possible=10, events=10, nonzero=4),
         Work("block_0/attention/q_linear", energy.LINEAR, possible=30, events=30),
         Work("block_0/mlp/fc1_linear", energy.LINEAR, possible=60, events=60),
     ]
     share = energy.attention_share(rows)
     assert share["products"] == pytest.approx(0.1)
     assert share["branch"] == pytest.approx(0.4)
-    assert (share["events_dense"], share["events_zero_skipped"]) == (10, 4)
+    assert (share["events_dense"], share["events_nonzero"]) == (10, 4)
 
 
 def test_work_of_a_small_network_by_hand():
@@ -146,7 +146,7 @@ def test_work_of_a_small_network_by_hand():
         "macs": 3 * 4 * 5,
         "possible": 3 * 5 * 2,
         "events": events,
-        "skipped": events,
+        "nonzero": events,
         "additions": 3 * 5 + 3 * 2,  # charge, bias
         "comparisons": 3 * 5,
         "states": 3 * 5,
@@ -174,9 +174,67 @@ def test_accounts_hold_both_sides_at_both_costs():
     assert set(found["bars"]) == set(found["total_nj"])
     for name, parts in found["bars"].items():
         assert found["total_nj"][name] == pytest.approx(sum(parts.values()))
-    assert found["sops"] == 280 and found["sops_zero_skipped"] == 230
+    assert found["sops"] == 280 and found["sops_nonzero"] == 230
     assert found["ann_activation_bits"] == [3, 4]
     assert list(found["bars"])[2::4] == [
         f"{c.name}: spiking, all of it" for c in energy.COSTS
     ]
     assert len(found["break_even"]) == 4
+
+
+# ---- parts, by what is computed from what
+
+
+def parts(net, w, x):
+    """{source line or place: part} of what a program does with one input."""
+    found = audit.certify(net, w, jax.ShapeDtypeStruct(x, jnp.float32)).operations
+    named = zip(found, energy.parts_of(found), strict=True)
+    return [(o.primitive, part) for o, part in named if not o.folds]
+
+
+def spikes(x):
+    return (x >= 1).astype(x.dtype)
+
+
+def test_a_stem_that_sums_is_no_head_and_names_decide_nothing():
+    """As of a model of one's own: an "attention" without one, a head of another name."""
+
+    def net(w, x):  # x [N, 4]
+        with jax.named_scope("attention"):
+            s = spikes(x @ w["in"])
+            pooled = s.reshape(2, 2, 5).sum(1)  # of a pooling stem
+        hidden = spikes(pooled @ w["middle"])
+        with jax.named_scope("attention"):
+            return hidden.sum(0) @ w["out"]
+
+    w = {k: jnp.ones(n) for k, n in dict(middle=(5, 5), out=(5, 2)).items()}
+    w["in"] = jnp.ones((4, 5))
+    found = parts(net, w, (4, 4))
+    sums = [part for primitive, part in found if primitive == "reduce_sum"]
+    assert sums == [energy.POOLING, energy.HEAD]
+    products = [part for primitive, part in found if primitive == "dot_general"]
+    assert energy.ATTENTION not in products
+    assert products[-1] == energy.HEAD and energy.LINEAR in products
+
+
+def test_products_of_data_are_attention_in_whatever_module():
+    def net(w, x):  # x [N, 4]
+        q, k = spikes(x @ w["q"]), spikes(x @ w["k"])
+        mixed = spikes((q @ k.T) @ k)
+        return spikes(mixed @ w["project"]).sum(0) @ w["out"]
+
+    w = {k: jnp.ones((4, 4)) for k in ("q", "k", "project", "out")}
+    found = [part for primitive, part in parts(net, w, (3, 4)) if "dot" in primitive]
+    assert found.count(energy.ATTENTION) == 2 and energy.HEAD in found
+
+
+def test_a_network_that_ends_with_a_convolution_has_no_head():
+    def net(w, x):  # x [1, 4, 4, 2]
+        dims = ("NHWC", "HWIO", "NHWC")
+        s = spikes(x)
+        y = jax.lax.conv_general_dilated(s, w, (1, 1), "SAME", dimension_numbers=dims)
+        return y.sum((1, 2))
+
+    found = parts(net, jnp.ones((3, 3, 2, 2)), (1, 4, 4, 2))
+    assert energy.HEAD not in dict(found).values()
+    assert ("reduce_sum", energy.POOLING) in found

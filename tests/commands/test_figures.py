@@ -16,7 +16,7 @@ from a2os2a_jax import config as configs  # noqa: E402
 from a2os2a_jax.analysis import plots, rates  # noqa: E402
 from a2os2a_jax.commands import eval as evaluation  # noqa: E402
 from a2os2a_jax.commands import figures, train  # noqa: E402
-from a2os2a_jax.train import loop, setup, trained  # noqa: E402
+from a2os2a_jax.train import evaluate, loop, setup, trained  # noqa: E402
 
 NAMES = ("training_curves", "any_time", "spike_raster", "rate_map", "token_activity")
 BARS = {"operations": {"convolutions": 2.0, "head": 1.0}}
@@ -231,7 +231,7 @@ def test_titles_say_of_what(workdir, drawn, no_scores):
     about = drawn["spike_raster"][1]
     assert about["title"] == f"{model}, on fake; the first of test"
     assert drawn["any_time"][0][3] == 100  # examples
-    assert drawn["token_activity"][0][3].endswith("on fake; first 4 of test")
+    assert drawn["token_activity"][0][3].endswith("on fake; 4 of test, drawn at random")
     figures.run(_config(eval__timesteps=6, eval__examples=40), workdir)
     about = drawn["spike_raster"][1]
     tag = "step4, test, T6, first40"
@@ -299,7 +299,7 @@ def test_energy_of_something_else_is_not_drawn(tmp_path, changes):
         None, None, None, {}, {"n": rates.Rates(rate, rate, 0 * rate)}, 7
     )
     table, over = figures.rate_table(_config(), FOUND, energy, lambda: here)
-    assert table == {"n": rate} and over == "first 7 of test"
+    assert table == {"n": rate} and over == "7 of test, drawn at random"
 
 
 @pytest.mark.parametrize(
@@ -339,8 +339,10 @@ def test_what_is_drawn_is_what_the_model_does(workdir, drawn, no_scores):
     figures.run(config, workdir)
     found = trained.load(config, workdir)
     split = found.parts.dataset.test
-    batch = split.gather(split.resident, split.fetch(np.arange(30)))
-    logits, sown = found.parts.model.apply(
+    some = evaluate.sample(split.size, 30)
+    batch = split.gather(split.resident, split.fetch(some))
+    first = split.gather(split.resident, split.fetch(np.arange(1)))
+    _, sown = found.parts.model.apply(
         found.variables, batch["image"], mutable=["spikes"]
     )
     spikes = {
@@ -349,7 +351,7 @@ def test_what_is_drawn_is_what_the_model_does(workdir, drawn, no_scores):
     }
     (table, _, title), _ = drawn["rate_map"]
     assert list(table) == list(spikes)  # in the order of the network
-    assert title.endswith("on fake; first 30 of test")
+    assert title.endswith("on fake; 30 of test, drawn at random")
     for name, s in spikes.items():
         over = tuple(i for i in range(s.ndim) if i != 1)
         plus, minus = ((sign * s > 0).mean(over) for sign in (1, -1))
@@ -367,10 +369,13 @@ def test_what_is_drawn_is_what_the_model_does(workdir, drawn, no_scores):
     )
     np.testing.assert_array_equal(layers["block_v"], spikes["block_v"][:4])
     (one, image, _), about = drawn["spike_raster"]
-    for name, s in spikes.items():
-        np.testing.assert_array_equal(one[name], s[0])
-    np.testing.assert_array_equal(image, batch["image"][0])
-    assert about["label"] == batch["label"][0]
+    logits, sown = found.parts.model.apply(
+        found.variables, first["image"], mutable=["spikes"]
+    )
+    for name in spikes:
+        np.testing.assert_array_equal(one[name], sown["spikes"][name][0][0])
+    np.testing.assert_array_equal(image, first["image"][0])
+    assert about["label"] == first["label"][0]
     assert about["prediction"] == logits[0].argmax()
 
 

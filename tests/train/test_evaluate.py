@@ -128,25 +128,40 @@ def test_nothing_to_count_is_an_error(data, variables):
         evaluate.summary({"count": np.int32(0)})
 
 
-def test_activity_is_that_of_the_first_batch(data, variables):
-    images, _, split = data
-    got = _evaluator(split, batch=8).activity(variables)
-    assert got["firing_rate"]["out"] == pytest.approx((images[:8] > 0).mean())
-    near = (abs(images[:8]) < 1).mean()
-    assert got["near_threshold"]["out"] == pytest.approx(near)
+@pytest.mark.parametrize("examples", [None, 5])
+def test_activity_is_that_of_all_examples_whatever_the_batch(data, variables, examples):
+    """Exactly; padding and what cannot be read count nowhere, and order does not."""
+    images, labels, _ = data
+    labels = np.where(np.arange(SIZE) == 3, -1, labels)  # could not be read
+    read = np.delete(images[:examples], 3, 0)
+    want = {
+        "firing_rate": {"out": (read > 0).sum() / read.size},
+        "near_threshold": {"out": (abs(read) < 1).sum() / read.size},
+        "examples": len(read),
+    }
+    split = pipeline.resident_split(images, labels)
+    for batch in (1, 8, 64):
+        got = _evaluator(split, batch=batch, examples=examples).activity(variables)
+        assert got == want
+    if examples is None:  # as of a set that is sorted by what it is
+        order = np.argsort(images.mean(1))
+        split = pipeline.resident_split(images[order], labels[order])
+        assert _evaluator(split, batch=8).activity(variables) == want
 
 
-def test_padding_counts_in_no_activity(data, variables, monkeypatch):
-    images, _, split = data
-    sound = pipeline.padded_batches
-    monkeypatch.setattr(
-        pipeline, "padded_batches", lambda size, _: sound(size, 8)
-    )  # as where devices share a batch that is larger than the split
-    got = _evaluator(split, batch=8, examples=5).activity(variables)
-    assert got["firing_rate"]["out"] == pytest.approx((images[:5] > 0).mean())
-    near = (abs(images[:5]) < 1).mean()
-    assert got["near_threshold"]["out"] == pytest.approx(near)
-    assert near != pytest.approx((abs(images[[0, 1, 2, 3, 4, 0, 0, 0]]) < 1).mean())
+def test_of_a_large_split_a_sample_from_everywhere_shows_the_activity(
+    data, variables, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "ACTIVITY", 200)
+    images = np.repeat(np.float32([[-1], [1]]), 500, 0) * np.ones(6, np.float32)
+    split = pipeline.resident_split(images, np.zeros(1000, np.int32))
+    got = _evaluator(split, batch=64).activity(variables)
+    assert got["examples"] == 200 and abs(got["firing_rate"]["out"] - 0.5) < 0.1
+    assert _evaluator(split, batch=7).activity(variables) == got
+    chosen = evaluate.sample(1000, 200)
+    assert len(set(chosen)) == 200 and (np.diff(chosen) > 0).all()
+    assert chosen.min() < 50 and chosen.max() > 950
+    assert evaluate.sample(5, 200).tolist() == [0, 1, 2, 3, 4]
 
 
 # --- the report

@@ -190,6 +190,7 @@ def test_keys_of_the_metrics(whole):
             assert record.keys() == common | own
         else:
             own = {"top5", "count", "firing_rate", "near_threshold"}
+            own |= {"activity_examples"}
             assert record.keys() == common | own
             assert 0 <= record["firing_rate"] < 0.7 and record["near_threshold"] > 0
         assert record["epoch"] == record["step"] / EPOCH
@@ -243,6 +244,7 @@ def test_layers_are_logged_on_request(tmp_path):
             assert record["layers"][name].keys() == {"out"}
             assert record[name] == pytest.approx(record["layers"][name]["out"])
     activity = result(tmp_path)["activity"]
+    assert activity.pop("examples") == judged[-1]["activity_examples"]
     assert activity == judged[-1]["layers"]
 
 

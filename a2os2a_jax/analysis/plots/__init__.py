@@ -5,7 +5,7 @@ their name and renamed, so a figure is whole or absent.
 """
 
 from a2os2a_jax.analysis.plots.activity import rate_map, token_activity
-from a2os2a_jax.analysis.plots.base import check_matplotlib
+from a2os2a_jax.analysis.plots.base import check_matplotlib as check_matplotlib
 from a2os2a_jax.analysis.plots.energy import energy_bars
 from a2os2a_jax.analysis.plots.prediction import prediction
 from a2os2a_jax.analysis.plots.raster import spike_raster
@@ -15,7 +15,6 @@ from a2os2a_jax.analysis.plots.training import training_curves
 
 __all__ = [
     "any_time",
-    "check_matplotlib",
     "confusion",
     "contact_sheet",
     "energy_bars",
