@@ -130,7 +130,7 @@ def _any_time(accuracies: Sequence[float]) -> str:
 
 
 def _worst(record: dict[str, Any], names: Sequence[str]) -> str:
-    sizes = np.sum(record["confusion"], 1)
+    sizes = record["per_class_count"]
     scored = [(a, i) for i, a in enumerate(record["per_class"]) if a is not None]
     return ", ".join(
         f"{texts.line(names[i], _NAME)} ({100 * a:.2f} % of {sizes[i]:,})"

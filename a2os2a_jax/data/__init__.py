@@ -3,7 +3,7 @@
 import importlib
 import inspect
 
-from a2os2a_jax.data.pipeline import Dataset
+from a2os2a_jax.data.pipeline import MOST_CLASSES, Dataset
 
 _HOME = "a2os2a_jax.data.sources"
 SOURCES = {  # name -> module with a `load`, imported when asked for
@@ -64,6 +64,8 @@ def load(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}, expected 0 to 2^32 - 1")
+    if classes is not None and not 1 <= classes <= MOST_CLASSES:
+        raise ValueError(f"data.classes: got {classes}, expected 1 to {MOST_CLASSES:,}")
     module, called = module_of(name)
     if module is None:
         known = ", ".join([*SOURCES, *(f"{scheme}:..." for scheme in SCHEMES)])

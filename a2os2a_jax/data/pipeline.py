@@ -24,13 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from a2os2a_jax.data import tree
+from a2os2a_jax.data import checks, tree
 
 PyTree = Any
 
 # Which examples are held out never depends on the seed of a run: scores of two seeds
 # must be scores on the same examples.
 SPLIT_SEED = 2503
+MOST_CLASSES = 2**20  # a head of gigabytes; what is beyond is a slip
 AHEAD = 4  # batches of `host_split` that wait for their step in training
 
 
@@ -50,6 +51,8 @@ class Split:
       stream: for training where `fetch` takes its time: (order, first, last) -> what
         travels in steps first .. last-1, prepared ahead; order(step): the indices. Use
         `feed`.
+      top: (largest label, its index) where all labels are at hand, which `Dataset`
+        compares with its number of classes; else None.
     """
 
     size: int
@@ -58,6 +61,7 @@ class Split:
     gather: Callable[[PyTree, PyTree], dict[str, jax.Array]]
     fresh: bool = False
     stream: Callable[[Callable, int, int], Iterator[PyTree]] | None = None
+    top: tuple[int, int] | None = None
 
 
 def feed(
@@ -190,6 +194,8 @@ class Dataset:
       stored, crop: see `Spec`.
       stamp: changes when the files that it was read from do, and is the same for a copy
         of them (`cache.stamp` without times, say); "" for sets that have no files.
+    Raises:
+      ValueError: more classes than there can be, or a label beyond them.
     """
 
     name: str
@@ -206,6 +212,21 @@ class Dataset:
     stored: tuple[int, int] | None = None
     crop: float = 1.0
     stamp: str = ""
+
+    def __post_init__(self):
+        if not 1 <= self.classes <= MOST_CLASSES:
+            raise ValueError(
+                f"{self.name}: got {self.classes} classes, expected 1 to "
+                f"{MOST_CLASSES:,}"
+            )
+        for name in ("train", "test", "validation"):
+            top = getattr(getattr(self, name), "top", None)
+            if top is not None and top[0] >= self.classes:
+                raise ValueError(
+                    f"{self.name}: got the label {top[0]} of {name} example {top[1]}, "
+                    f"expected 0 to {self.classes - 1}, as there are {self.classes} "
+                    "classes"
+                )
 
     @property
     def black(self) -> tuple[float, ...]:
@@ -238,9 +259,16 @@ def resident_split(
 
     `decode` runs on the device, on [B, ...] as stored: bytes stay bytes in memory, and
     scaling and normalising cost one fused pass.
+
+    Raises:
+      ValueError: NaN or infinity in an image, a label that is no integer from -1 on, or
+        other numbers of both.
     """
+    images, labels = np.asarray(images), np.asarray(labels)
     if len(images) != len(labels):
         raise ValueError(f"resident_split: {len(images)} images, {len(labels)} labels")
+    checks.check_labels("resident_split", "labels", labels)
+    checks.check_finite("resident_split", "images", images)
 
     def gather(resident: PyTree, index: jax.Array) -> dict[str, jax.Array]:
         image, label = (jnp.asarray(x)[index] for x in resident)
@@ -249,8 +277,9 @@ def resident_split(
     return Split(
         size=len(images),
         fetch=lambda index: np.asarray(index, np.int32),
-        resident=(np.asarray(images), np.asarray(labels, np.int32)),
+        resident=(images, labels.astype(np.int32, copy=False)),
         gather=gather,
+        top=_top(labels, np.arange(len(labels))),
     )
 
 
@@ -267,13 +296,23 @@ def host_split(
     In training the batches ahead are gathered in the background, by one thread: a batch
     is one copy of memory, far less than what handing over its examples would cost.
     `decode` runs on the device, on [B, ...] as stored.
+
+    Raises:
+      ValueError: a label that is no integer from -1 on. Of images the batch is looked
+        at, when it is fetched: NaN or infinity is named by its index in `images`.
     """
-    index = np.asarray(index, np.int64)
+    index, labels = np.asarray(index, np.int64), np.asarray(labels)
+    checks.check_labels("host_split", "labels", labels)
 
     def fetch(wanted: np.ndarray) -> dict[str, np.ndarray]:
         rows = index[wanted]
-        label = np.asarray(labels[rows], np.int32)
-        return {"image": images[rows], "label": label}  # which copies
+        batch = images[rows]  # which copies
+        if (bad := checks.first_not_finite(batch)) is not None:
+            raise ValueError(
+                f"host_split: got NaN or infinity in images[{rows[bad]}], expected "
+                "finite numbers"
+            )
+        return {"image": batch, "label": labels[rows].astype(np.int32)}
 
     def gather(_, sent: dict[str, jax.Array]) -> dict[str, jax.Array]:
         image = decode(jnp.asarray(sent["image"])).astype(jnp.float32)
@@ -282,7 +321,16 @@ def host_split(
     def stream(order: Callable, first: int, last: int) -> Iterator[PyTree]:
         return _ahead(lambda step: fetch(order(step)), range(first, last))
 
-    return Split(len(index), fetch, (), gather, stream=stream)
+    top = _top(labels[index], index)
+    return Split(len(index), fetch, (), gather, stream=stream, top=top)
+
+
+def _top(labels: np.ndarray, index: np.ndarray) -> tuple[int, int] | None:
+    """(largest label, its example); None of no labels. Example i is index[i]."""
+    if not len(labels):
+        return None
+    at = labels.argmax()
+    return int(labels[at]), int(index[at])
 
 
 def _ahead(make: Callable[[int], PyTree], steps: Iterable[int]) -> Iterator[PyTree]:
@@ -346,17 +394,22 @@ def check_at_least(least: int, name: str, **counts: int) -> None:
 
 
 def stratified(
-    labels: np.ndarray, count: int, *, seed: int = SPLIT_SEED
+    labels: np.ndarray,
+    count: int,
+    *,
+    seed: int = SPLIT_SEED,
+    key: str = "data.validation",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Holds out `count` examples, of each class its share (largest remainder).
 
     Returns (kept, held out): sorted indices into `labels`, in numpy alone, so that no
-    release of any library moves an example. ValueError unless 0 <= count < N.
+    release of any library moves an example. ValueError, in the name of the `key` that
+    set the count, unless 0 <= count < N.
     """
     labels = np.asarray(labels)
     if not 0 <= count < labels.size:
         most = labels.size - 1
-        raise ValueError(f"hold out: got {count} examples, expected 0 to {most}")
+        raise ValueError(f"{key}: got {count} examples, expected 0 to {most}")
     classes, sizes = np.unique(labels, return_counts=True)
     quota, remainder = np.divmod(sizes * count, labels.size)
     largest = np.argsort(-remainder, kind="stable")  # ties: the lower class
@@ -384,6 +437,19 @@ def files_below(folder: Path) -> list[Path]:
             file=sys.stderr,
         )
     return found.files
+
+
+def first_not_finite(split: Split, batches: Iterable[np.ndarray]) -> int | None:
+    """The first example, of these batches of indices, that holds NaN or infinity.
+
+    Looked at is what `gather` makes; for messages, as it takes its time.
+    """
+    resident, gather = jax.device_put(split.resident), jax.jit(split.gather)
+    for index in batches:
+        images = np.asarray(gather(resident, split.fetch(index))["image"])
+        if (i := checks.first_not_finite(images)) is not None:
+            return int(index[i])
+    return None
 
 
 def steps_per_epoch(size: int, batch: int) -> int:

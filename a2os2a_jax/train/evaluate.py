@@ -40,13 +40,14 @@ def summary(sums: dict[str, np.ndarray]) -> dict[str, Any]:
       bins: {"count", "accuracy", "confidence"}, a list each, over bins of the
         confidence of equal width; None in an empty bin.
       per_class: C accuracies, None for a class without examples.
-      confusion: C lists of C counts, a row for each label, a column for each answer.
+      per_class_count: C counts of examples.
+      confusion: C lists of C counts, a row for each label, a column for each answer;
+        None of more than `step.CONFUSION` classes.
     Raises:
       ValueError: nothing was counted.
     """
     count = _counted(sums)
     any_time = (sums["correct"] / count).tolist()
-    confusion = sums["confusion"]
     bins = {
         "count": sums["bin_count"].tolist(),
         "accuracy": _shares(sums["bin_correct"], sums["bin_count"]),
@@ -61,8 +62,9 @@ def summary(sums: dict[str, np.ndarray]) -> dict[str, Any]:
         "any_time": any_time,
         "ece": float(gaps.sum() / count),
         "bins": bins,
-        "per_class": _shares(confusion.diagonal(), confusion.sum(1)),
-        "confusion": confusion.tolist(),
+        "per_class": _shares(sums["class_correct"], sums["class_count"]),
+        "per_class_count": sums["class_count"].tolist(),
+        "confusion": sums["confusion"].tolist() if "confusion" in sums else None,
     }
 
 
@@ -131,9 +133,11 @@ class Evaluator:
         """{"accuracy", "top5" (fractions), "loss", "count"} over the whole split.
 
         `stop` is asked before every batch; Abandoned is raised when it says yes.
-        ValueError if there is nothing to count.
+        ValueError if there is nothing to count, for an example that is not finite, and
+        for a label that is no class of the model.
         """
         total = self._sum(self._score, variables, stop)
+        self._check(total)
         count = _counted(total)
         return {
             "accuracy": int(total["correct"]) / count,
@@ -148,7 +152,9 @@ class Evaluator:
         For models whose `apply` takes per_step. The logits are the mean of those of the
         steps, so that the loss may differ from `__call__`'s in the last digits.
         """
-        return summary(self._sum(self._report, variables))
+        total = self._sum(self._report, variables)
+        self._check(total)
+        return summary(total)
 
     def activity(self, variables: Any) -> dict[str, Any]:
         """{"firing_rate": {layer: share}, "near_threshold": likewise, "examples": n}.
@@ -193,6 +199,21 @@ class Evaluator:
         rows = jax.device_get(rest)
         floats = {k: sum(np.float64(row[k]) for row in rows) for k in rows[0]}
         return jax.device_get(counts) | floats
+
+    def _check(self, sums: dict[str, np.ndarray]) -> None:
+        """ValueError for what a score would not show; see `step._faults`."""
+        if sums["not_finite"]:
+            batches = pipeline.padded_batches(self.size, self._batch)
+            bad = pipeline.first_not_finite(self._split, (i for i, _ in batches))
+            raise ValueError(
+                f"evaluation: got NaN or infinity in {sums['not_finite']} examples, "
+                f"the first {bad}, expected finite numbers"
+            )
+        if sums["beyond"]:
+            raise ValueError(
+                f"evaluation: got {sums['beyond']} labels that are no class of the "
+                "model, expected smaller ones"
+            )
 
     def _send(self, fetch: Callable[[np.ndarray], Any], indices: np.ndarray) -> Any:
         return parallel.put_batch(fetch(parallel.local_part(indices)), self._mesh)

@@ -21,6 +21,7 @@ from a2os2a_jax.data.pipeline import Split
 from a2os2a_jax.train import losses, optim
 
 PyTree = Any
+CONFUSION = 1024  # classes up to which a matrix of them is counted
 BINS = 15  # of the confidence, as in Guo et al. 2017, arXiv:1706.04599
 
 
@@ -264,7 +265,7 @@ def make_eval_step(
     An example of label -1 could not be read, and counts as masked, here and below.
 
     Sums: correct, correct5 (of the five best, or of all classes if fewer), loss (cross
-    entropy without smoothing), count. Divide by count in the end.
+    entropy without smoothing), count. Divide by count in the end. And see `_faults`.
     """
 
     def eval_step(variables, resident, payload, mask):
@@ -280,9 +281,20 @@ def make_eval_step(
             "loss": losses.cross_entropy(logits, labels),
             "count": kept,
         }
+        each |= _faults(batch, logits.shape[-1])
         return {k: jnp.where(kept, v, 0).sum() for k, v in each.items()}
 
     return eval_step
+
+
+def _faults(batch: dict[str, jax.Array], classes: int) -> dict[str, jax.Array]:
+    """{"not_finite", "beyond"}, [B] bool: NaN or infinity; a label that is no class.
+
+    A score would not show them: neurons answer NaN with silence.
+    """
+    images = batch["image"]
+    finite = jnp.isfinite(images).all(range(1, images.ndim))
+    return {"not_finite": ~finite, "beyond": batch["label"] >= classes}
 
 
 def make_report_step(
@@ -296,7 +308,10 @@ def make_report_step(
     Sums, counts as integers:
       correct [T]: after 1 to T steps.
       correct5 [], loss [], count []: as in `make_eval_step`.
-      confusion [C, C]: examples of label (row) that were taken for class (column).
+      not_finite [], beyond []: see `_faults`.
+      class_count [C], class_correct [C]: examples of each label, and those known.
+      confusion [C, C]: examples of label (row) that were taken for class (column); of
+        at most CONFUSION classes, as beyond it takes more memory than a model.
       bin_count, bin_correct, bin_confidence [BINS]: by the softmax of the best class,
         bin i being (i / BINS, (i + 1) / BINS].
     """
@@ -321,14 +336,19 @@ def make_report_step(
             return jnp.zeros(BINS, values.dtype).at[which].add(values)
 
         count = kept.astype(jnp.int32)
-        confusion = jnp.zeros((classes, classes), jnp.int32)
         loss = losses.cross_entropy(logits, labels)
-        return {
+        each = jnp.zeros(classes, jnp.int32)
+        sums = {k: (kept & v).sum() for k, v in _faults(batch, classes).items()}
+        if classes <= CONFUSION:
+            confusion = jnp.zeros((classes, classes), jnp.int32)
+            sums["confusion"] = confusion.at[labels, answer].add(count)
+        return sums | {
             "correct": right.sum(0),
             "correct5": ((best == labels[:, None]).any(-1) & kept).sum(),
             "loss": jnp.where(kept, loss, 0).sum(),
             "count": count.sum(),
-            "confusion": confusion.at[labels, answer].add(count),
+            "class_count": each.at[labels].add(count),
+            "class_correct": each.at[labels].add(right[:, -1].astype(jnp.int32)),
             "bin_count": binned(count),
             "bin_correct": binned(right[:, -1].astype(jnp.int32)),
             "bin_confidence": binned(jnp.where(kept, confidence, 0)),

@@ -103,6 +103,15 @@ def test_host_split_keeps_the_protocol():
         assert split.fetch(index)["image"].shape == (2, 3) and mask.shape == (2,)
 
 
+def test_host_split_looks_at_what_it_fetches():
+    x = np.ones((5, 3), np.float32)
+    x[2, 1] = np.inf
+    split = pipeline.host_split(x, np.arange(5), [4, 2, 0])
+    assert split.fetch(np.array([0, 2]))["label"].tolist() == [4, 0]
+    with pytest.raises(ValueError, match=r"got NaN or infinity in images\[2\], expect"):
+        split.fetch(np.array([0, 1]))
+
+
 def by_threes(step):
     return np.array([step, step + 1, 0]) % 5
 
@@ -209,6 +218,20 @@ def test_split_by_name():
     assert three.split("validation") is c
 
 
+@pytest.mark.parametrize("part", ["train", "test", "validation"])
+def test_a_label_beyond_the_classes_is_named(part):
+    x, y = np.zeros((4, 3)), np.array([0, -1, 5, 1])
+    good = pipeline.resident_split(x, y % 2)
+    for bad in (
+        pipeline.resident_split(x, y),
+        pipeline.host_split(x, y, [3, 2, 0]),
+    ):
+        splits = {"train": good, "test": good} | {part: bad}
+        with pytest.raises(ValueError, match=f"toy: .* label 5 of {part} example 2, "):
+            pipeline.Dataset("toy", (3,), 2, **splits)
+        assert pipeline.Dataset("toy", (3,), 6, **splits).classes == 6
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -218,9 +241,27 @@ def test_split_by_name():
         ),
         (lambda: pipeline.steps_per_epoch(10, 0), "got batch 0, expected at least 1"),
         (lambda: next(pipeline.padded_batches(4, 0)), "got batch 0"),
-        (lambda: pipeline.stratified([0, 1], 2), "got 2 examples, expected 0 to 1"),
+        (
+            lambda: pipeline.stratified([0, 1], 2),
+            "data.validation: got 2 examples, exp",
+        ),
         (lambda: pipeline.stratified([0, 1], -1), "got -1 examples"),
+        (lambda: pipeline.stratified([0], 1, key="share"), "share: got 1 examples"),
         (lambda: pipeline.resident_split([1, 2], [1]), "2 images, 1 labels"),
+        (
+            lambda: pipeline.resident_split([[1.0], [np.nan]], [0, 1]),
+            r"resident_split: got NaN or infinity in images\[1\]",
+        ),
+        (
+            lambda: pipeline.resident_split([1, 2], [0, 2**31]),
+            r"labels\[1\] = 2147483648",
+        ),
+        (lambda: pipeline.resident_split([1, 2], [0.2, 1.7]), "labels float64"),
+        (lambda: pipeline.host_split([1, 2], [0, -2], [0]), r"labels\[1\] = -2"),
+        (
+            lambda: pipeline.Dataset("toy", (3,), 2**40, train=None, test=None),
+            "toy: got 1099511627776 classes, expected 1 to 1,048,576",
+        ),
     ],
 )
 def test_errors_say_what_was_got(call, message):

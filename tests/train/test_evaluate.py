@@ -225,6 +225,7 @@ def _by_numpy(scores, labels):
         "per_class": [
             row[c] / row.sum() if row.sum() else None for c, row in enumerate(confusion)
         ],
+        "per_class_count": confusion.sum(1).tolist(),
         "confusion": confusion.tolist(),
     }
 
@@ -244,11 +245,14 @@ def _assert_same(got, want):
             assert got[name] == value, name
 
 
-def _report(scores, labels, batch=64, examples=None, devices=1):
-    split = pipeline.resident_split(scores, labels)
+def _report(*args, **options):
+    return _steps(*args, **options).report({})
+
+
+def _steps(scores, labels, batch=64, examples=None, devices=1, decode=lambda x: x):
+    split = pipeline.resident_split(scores, labels, decode=decode)
     mesh = parallel.make_mesh(devices)
-    evaluator = evaluate.Evaluator(Steps(), split, mesh, batch=batch, examples=examples)
-    return evaluator.report({})
+    return evaluate.Evaluator(Steps(), split, mesh, batch=batch, examples=examples)
 
 
 @pytest.mark.parametrize(("batch", "examples"), [(7, None), (64, 37), (360, None)])
@@ -294,8 +298,10 @@ def test_padding_may_be_nan_in_a_report(monkeypatch):
             for index, mask in sound(*size_batch)
         ),
     )
-    poisoned = np.concatenate([scores, np.full((1, T, CLASSES), np.nan, np.float32)])
-    got = _report(poisoned, np.append(labels, 0), examples=SIZE)
+    poison = 12345.0
+    poisoned = np.concatenate([scores, np.full((1, T, CLASSES), poison, np.float32)])
+    decode = lambda x: jnp.where(x == poison, jnp.nan, x)  # noqa: E731
+    got = _report(poisoned, np.append(labels, 0), examples=SIZE, decode=decode)
     _assert_same(got, _by_numpy(scores, labels))
 
 
@@ -342,6 +348,38 @@ def test_the_upper_edge_belongs_to_a_bin():
     assert _report(even, [0])["bins"]["count"].index(1) == 2
     sure = np.array([[[0, 200.0]]], np.float32)  # 1 = 15/15
     assert _report(sure, [1])["bins"]["count"].index(1) == 14
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_example_that_is_not_finite_is_named(bad):
+    scores, labels = (x.copy() for x in _scores())
+    evaluator = _steps(scores, labels, decode=lambda x: jnp.where(x > 9, bad, x))
+    assert evaluator({})["count"] == SIZE
+    scores[[70, 93], 1, 2] = 10.0
+    evaluator = _steps(scores, labels, decode=lambda x: jnp.where(x > 9, bad, x))
+    for score in (evaluator, evaluator.report):
+        with pytest.raises(
+            ValueError, match="NaN or infinity in 2 .*, the first 70, e"
+        ):
+            score({})
+
+
+def test_labels_beyond_the_classes_are_an_error():
+    scores, labels = (x.copy() for x in _scores())
+    labels[[3, 5]] = CLASSES
+    evaluator = _steps(scores, labels)
+    for score in (evaluator, evaluator.report):
+        with pytest.raises(
+            ValueError, match="evaluation: got 2 labels that are no cla"
+        ):
+            score({})
+
+
+def test_the_matrix_of_very_many_classes_is_not_counted(monkeypatch):
+    scores, labels = _scores()
+    want = _by_numpy(scores, labels) | {"confusion": None}
+    monkeypatch.setattr(step, "CONFUSION", CLASSES - 1)
+    _assert_same(_report(scores, labels), want)
 
 
 def test_a_thousand_classes_are_cheap():

@@ -173,7 +173,10 @@ def test_evaluation_sums_by_hand():
 
 
 def test_what_is_masked_may_be_nan():
-    split = pipeline.resident_split(np.array([[1.0, 0], [np.nan, 0]]), [0, 0])
+    logits = np.array([[1.0, 0], [-9.0, 0]])
+    split = pipeline.resident_split(
+        logits, [0, 0], decode=lambda x: jnp.where(x < -8, jnp.nan, x)
+    )
     eval_step = step.make_eval_step(Scores(), split)
     got = eval_step({}, split.resident, PAYLOAD[:2], jnp.array([1.0, 0]))
     assert np.isfinite(got["loss"]) and got["correct"] == got["count"] == 1

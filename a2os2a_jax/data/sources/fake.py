@@ -42,8 +42,10 @@ def load(
         1, "fake", train_examples=train_examples, test_examples=test_examples
     )
     if not 0 <= validation < train_examples:
-        most = train_examples - 1
-        raise ValueError(f"hold out: got {validation} examples, expected 0 to {most}")
+        raise ValueError(
+            f"data.validation: got {validation} examples, expected 0 to "
+            f"{train_examples - 1}"
+        )
     shape = (*frames, size, size, channels)
 
     def make(index, stream, first):

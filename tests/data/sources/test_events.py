@@ -362,7 +362,11 @@ def test_a_gesture_without_events(recorded, tmp_path, capsys):
         ),
         ("nmnist", {"corrupt": "keep"}, "data.corrupt: got 'keep'"),
         ("nmnist", {"timesteps": 0}, "nmnist: got timesteps 0"),
-        ("nmnist", {"validation": 30}, "hold out: got 30 examples, expected 0 to 29"),
+        (
+            "nmnist",
+            {"validation": 30},
+            "data.validation: got 30 examples, expected 0 to 29",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit(nmnist, name, options, message):
