@@ -1,26 +1,42 @@
 """Arrays in a file, or in a folder of pieces: `npz:PATH`.
 
-    train_images uint8 or floats [N, H, W, C] or [N, T, H, W, C], train_labels [N]
-    test_images, test_labels; x_train, y_train, x_test, y_test are taken, too
+    train_images uint8 or floats [N, H, W], [N, H, W, C] or [N, T, H, W, C]
+    train_labels [N] or [N, 1] of whole numbers, or one-hot [N, classes]
+    test_images, test_labels, and val_images, val_labels where a file has them
+    class_names [classes], if it has
 
-The files `*.npz` of a folder are joined in the order of their names. Pieces that
-`experiments/pack.py` writes, piece_*.npz, come with `pieces.json`, which says what they
-have to be, so that a missing or a damaged one is found; without it they are refused.
+x_train, y_train, ... are the same in Keras' words; valid and validation are the same as
+val, and capital letters as small ones. Other arrays are left aside, and named on
+stderr. `archives` says what a folder of pieces is.
 """
 
 import functools
-import hashlib
-import json
-import zipfile
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from a2os2a_jax.data import catalogue, images, pipeline
+from a2os2a_jax.data import archives, catalogue, checks, images, pipeline
 
-KEYS = ("train_images", "train_labels", "test_images", "test_labels")
-PIECE = "piece_*.npz"  # what `experiments/pack.py` calls them
-ALIASES = dict(zip(("x_train", "y_train", "x_test", "y_test"), KEYS, strict=True))
+SCHEMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # of one file, either
+WORDS = {  # the first is the one that a message suggests
+    "train": ("train",),
+    "test": ("test",),
+    "validation": ("val", "valid", "validation"),
+}
+CLASS_NAMES = "class_names"
+_LISTED = 8  # names in a message
+
+
+class Part(NamedTuple):
+    """The examples of a split, and what the file calls its arrays."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    images_name: str
+    labels_name: str
 
 
 def load(
@@ -41,43 +57,24 @@ def load(
       name: the path; one that is not absolute starts at data_dir, if that is given.
       size: pictures of another are resized on the device; not for sequences. None
         takes the stored one, if that is a square.
-      classes: at least the largest label plus one, which is the default.
-      validation: training examples held out, stratified, always the same ones.
+      classes: at least the largest label plus one; by default that, or as many as
+        there are class names, or columns of one-hot labels.
+      validation: training examples held out, stratified, always the same ones, in the
+        place of those that the file has for it; 0 takes these, if there are any.
       timesteps: T of sequences, to be sure; None takes what there is.
     Raises:
-      ValueError: no such file, missing arrays, other shapes or types, labels out of
-        range, a piece that is missing or damaged.
+      ValueError: no such file, missing arrays, two names for one, other shapes or
+        types, NaN or infinity, labels out of range or, where nothing says how many
+        classes there are, beyond the number of examples; a piece that is missing or
+        damaged.
     """
     path = (Path(data_dir or ".").expanduser() / Path(name).expanduser()).resolve()
-    arrays, about = read(path)
-    x, y, x_test, y_test = (arrays[key] for key in KEYS)
-    for what, images_, labels in (("train", x, y), ("test", x_test, y_test)):
-        if images_.ndim not in (4, 5) or images_.shape[1:] != x.shape[1:]:
-            raise ValueError(
-                f"{path}: got {what}_images {images_.shape}, expected [N, H, W, C] or "
-                "[N, T, H, W, C], alike for train and test"
-            )
-        if images_.dtype != x.dtype or not _is_taken(x.dtype):
-            raise ValueError(
-                f"{path}: got {what}_images {images_.dtype}, expected uint8 or floats, "
-                "alike for train and test"
-            )
-        if labels.shape != images_.shape[:1] or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"{path}: got {what}_labels {labels.dtype} {labels.shape}, expected "
-                f"integers [{len(images_)}]"
-            )
-        if not len(images_):
-            raise ValueError(f"{path}: got no example in {what}_images, expected some")
-    names = tuple(map(str, arrays.get("class_names", ())))
-    most = int(max(y.max(), y_test.max())) + 1
-    count = classes or len(names) or most
-    if most > count or min(y.min(), y_test.min()) < 0 or len(names) not in (0, count):
-        raise ValueError(
-            f"data.classes: got {count}, {path} has labels up to {most - 1} and "
-            f"{len(names)} class names"
-        )
-    *frames, height, width, channels = x.shape[1:]
+    archive = archives.scan(path)
+    parts, class_names, columns = _parts(path, archive)
+    train, test, own = parts["train"], parts["test"], parts.get("validation")
+    count = _class_count(path, parts, classes, class_names, columns)
+    x, *frames = train.images, *train.images.shape[1:-3]
+    height, width, channels = x.shape[-3:]
     if timesteps not in (None, *frames):
         got = frames[0] if frames else "no"
         raise ValueError(f"data.timesteps: got {timesteps}, {path} has {got} frames")
@@ -88,101 +85,243 @@ def load(
         raise ValueError(
             f"data.size: got {size}, sequences of {path} are {height}x{width}"
         )
-    pixels = x.dtype == np.uint8
-    known = catalogue.KNOWN.get(about.get("name", ""))
+    known = catalogue.KNOWN.get(archive.about.get("name", ""))
+    about = f"{len(x):,} + {len(test.images):,} of {path.name}"
     mean, std = (0.0,) * channels, (1.0,) * channels
-    if pixels and not frames:
-        found = catalogue.statistics(about.get("name", ""), channels)
+    if x.dtype == np.uint8 and not frames:
+        found = catalogue.statistics(archive.about.get("name", ""), channels)
         mean, std = found or images.statistics(x)
         decode = images.normaliser(mean, std, size)
     else:
         decode = lambda z: z  # noqa: E731  (counts of events, or floats)
-    kept, held = pipeline.stratified(y, validation)
 
-    def split(x, y):
-        return pipeline.resident_split(x, y, decode=decode)
+    def split(part: Part, index: np.ndarray | slice = slice(None)) -> pipeline.Split:
+        return pipeline.resident_split(
+            part.images[index], part.labels[index], decode=decode
+        )
 
+    if validation:
+        kept, held = pipeline.stratified(train.labels, validation)
+        splits = {"train": split(train, kept), "validation": split(train, held)}
+    else:
+        splits = {"train": split(train), "validation": split(own) if own else None}
     return pipeline.Dataset(
         name=f"npz:{name}",
         shape=(*frames, size, size, channels),
         classes=count,
-        class_names=names or tuple(map(str, range(count))),
-        train=split(x[kept], y[kept]) if validation else split(x, y),
-        test=split(x_test, y_test),
-        validation=split(x[held], y[held]) if validation else None,
+        class_names=class_names or tuple(map(str, range(count))),
+        test=split(test),
         mean=mean,
         std=std,
-        about=known.about if known else f"{len(x):,} + {len(x_test):,} of {path.name}",
-        note=about.get("note", ""),
-        stored=None if frames else x.shape[1:3],
+        about=known.about if known else about,
+        note=archive.about.get("note", ""),
+        stored=None if frames else (height, width),
+        stamp=archive.stamp,
+        **splits,
     )
 
 
-def _is_taken(dtype: np.dtype) -> bool:
-    """Other integers may be pixels of any range, or counts: it is not known which."""
-    return dtype == np.uint8 or dtype.kind == "f"
-
-
-@functools.lru_cache(maxsize=1)
-def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """({key: array}, what pieces.json says) of a file or a folder of pieces.
-
-    Raises:
-      ValueError: nothing is there, or what is there is not whole.
-    """
-    about: dict = {}
-    if path.is_dir():
-        pieces = sorted(path.glob("*.npz"))
-        manifest = path / "pieces.json"
-        if manifest.exists():
-            about = _manifest(manifest)
-            for piece, digest in about["sha256"].items():
-                _check(path / piece, digest)
-            pieces = [path / piece for piece in sorted(about["sha256"])]
-        elif loose := [piece for piece in pieces if piece.match(PIECE)]:
+def _parts(
+    path: Path, archive: archives.Archive
+) -> tuple[dict[str, Part], tuple[str, ...], int]:
+    """({split: its examples}, class names or (), columns of one-hot labels or 0)."""
+    chosen, names_of_classes = _choose(path, archive.names)
+    names = [name for pair in chosen.values() for name in pair]
+    arrays = archives.read(archive, [*names, *names_of_classes], alike=names_of_classes)
+    parts, columns = {}, 0
+    for split, (images_name, labels_name) in chosen.items():
+        x = _images(f"{path}: got {images_name}", arrays[images_name])
+        if not len(x):
+            raise ValueError(f"{path}: got no example in {images_name}, expected some")
+        y, found = _labels(path, labels_name, arrays[labels_name], len(x))
+        parts[split] = Part(x, y, images_name, labels_name)
+        columns = max(columns, found)
+    first = parts["train"]
+    for part in parts.values():
+        x = part.images
+        if (x.dtype, x.shape[1:]) != (first.images.dtype, first.images.shape[1:]):
             raise ValueError(
-                f"{path}: got {len(loose)} pieces and no pieces.json, which says "
-                "whether they are all; copy it here, too, or pack the set again"
+                f"{path}: got {part.images_name} {x.dtype} {x.shape}, expected "
+                f"{first.images.dtype} {first.images.shape} as {first.images_name}, "
+                "but for their number"
             )
-    else:
-        pieces = [path] if path.is_file() else []
-    if not pieces:
-        raise ValueError(f"data.name: found no .npz file at {path}")
-    found: dict[str, list[np.ndarray]] = {}
-    for piece in pieces:
-        try:
-            with open(piece, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                for key in file.files:
-                    found.setdefault(ALIASES.get(key, key), []).append(file[key])
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{piece}: not a whole .npz file: {error}") from error
-    if missing := [key for key in KEYS if key not in found]:
-        raise ValueError(f"{path}: got {sorted(found)}, expected {missing}, too")
-    names = found.pop("class_names", [()])[0]
-    joined = {key: np.concatenate(parts) for key, parts in found.items()}
-    return joined | {"class_names": names}, about
+        checks.check_finite(str(path), part.images_name, x)
+    class_names = [_class_names(path, arrays[name]) for name in names_of_classes]
+    return parts, next(iter(class_names), ()), columns
 
 
-def _manifest(path: Path) -> dict:
-    """What pieces.json says, or ValueError if it is not whole."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        about = None
-    if not isinstance(about, dict) or not about.get("sha256"):
+def _choose(
+    path: Path, names: Sequence[str]
+) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """({split: (name of its images, of its labels)}, [name of the class names] or []).
+
+    Says on stderr what is left aside.
+    """
+    found: dict[tuple[str, int], list[str]] = {}
+    schemes: dict[int, list[str]] = {}
+    names_of_classes, aside = [], []
+    for name in names:
+        if name.lower() == CLASS_NAMES:
+            names_of_classes.append(name)
+        elif name.lower() in _table():
+            scheme, split, column = _table()[name.lower()]
+            found.setdefault((split, column), []).append(name)
+            schemes.setdefault(scheme, []).append(name)
+        else:
+            aside.append(name)
+    if len(schemes) > 1:
+        got = " and ".join(_listed(group) for group in schemes.values())
         raise ValueError(
-            f"{path}: not a whole list of pieces; copy it again, or pack the set again"
+            f"{path}: got two ways to name arrays, {got}, expected one of them"
         )
-    return about
+    for several in (*found.values(), names_of_classes):
+        if len(several) > 1:
+            raise ValueError(
+                f"{path}: got {' and '.join(several)}, names for the same, expected "
+                "one of them"
+            )
+    scheme = SCHEMES[next(iter(schemes), 0)]
+    chosen, missing = {}, []
+    for split, words in WORDS.items():
+        pair = [next(iter(found.get((split, i), ())), None) for i in (0, 1)]
+        if split == "validation" and not any(pair):
+            continue
+        missing += [
+            form.format(words[0])
+            for form, name in zip(scheme, pair, strict=True)
+            if not name
+        ]
+        chosen[split] = tuple(pair)
+    if missing:
+        got = _listed(names) or "no array"
+        raise ValueError(f"{path}: got {got}, expected {', '.join(missing)}, too")
+    if aside:
+        print(f"npz:{path}: left aside {_listed(aside)}", file=sys.stderr)
+    return chosen, names_of_classes
 
 
-def _check(piece: Path, digest: str) -> None:
-    if not piece.is_file():
+@functools.cache
+def _table() -> dict[str, tuple[int, str, int]]:
+    """{name of an array: (its scheme, its split, 0 for images or 1 for labels)}."""
+    return {
+        form.format(word): (scheme, split, column)
+        for scheme, forms in enumerate(SCHEMES)
+        for column, form in enumerate(forms)
+        for split, words in WORDS.items()
+        for word in words
+    }
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _images(got: str, x: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] or [N, T, H, W, C] of uint8 or floats, as the machine has them.
+
+    Other integers may be pixels of any range, or counts: it is not known which.
+    """
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise ValueError(f"{got} {x.dtype} {x.shape}, expected uint8 or floats")
+    if x.dtype.kind == "f" and (x.dtype.itemsize > 8 or not x.dtype.isnative):
+        x = x.astype(f"f{min(8, x.dtype.itemsize)}")
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim not in (4, 5) or 0 in x.shape[1:]:
         raise ValueError(
-            f"{piece}: missing; pieces.json names it: copy it here, or pack the set "
-            "again"
+            f"{got} {x.shape}, expected [N, H, W], [N, H, W, C] or [N, T, H, W, C]"
         )
-    if hashlib.sha256(piece.read_bytes()).hexdigest() != digest:
+    if x.shape[-3] <= 4 < min(x.shape[-2:]):
         raise ValueError(
-            f"{piece}: not the file that pieces.json describes: copy it again"
+            f"{got} {x.shape}, expected channels last, as np.moveaxis(x, -3, -1) puts "
+            "them"
         )
+    return x
+
+
+def _labels(path: Path, name: str, y: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    """(integers [N], columns if they were one-hot, else 0) of labels of any form."""
+    numbers = y.dtype.kind in "iubf"
+    if not numbers or y.shape[:1] != (count,) or y.ndim > 2 or 0 in y.shape:
+        raise ValueError(
+            f"{path}: got {name} {y.dtype} {y.shape}, expected whole numbers "
+            f"[{count}], or one-hot [{count}, classes]"
+        )
+    columns = y.shape[1] if y.ndim == 2 and y.shape[1] > 1 else 0
+    if columns:
+        one_hot = ((y == 0) | (y == 1)).all(1) & (y.sum(1) == 1)
+        if not one_hot.all():
+            raise ValueError(
+                f"{path}: got {name} {y.shape}, of which row {one_hot.argmin()} is not "
+                "one-hot, expected one class for each example"
+            )
+        return y.argmax(1), columns
+    y = y.reshape(count)
+    if y.dtype.kind == "f":
+        whole = (y == np.trunc(y)) & (np.abs(y) < 2**53)
+        if not whole.all():
+            i = whole.argmin()
+            raise ValueError(
+                f"{path}: got {name}[{i}] = {y[i]}, expected whole numbers, the classes"
+            )
+    return y if y.dtype.kind in "iu" else y.astype(np.int64), 0
+
+
+def _class_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
+    if names.shape == (0,):  # of any type: there are none
+        return ()
+    if names.ndim != 1 or names.dtype.kind not in "SUiu":
+        raise ValueError(
+            f"{path}: got {CLASS_NAMES} {names.dtype} {names.shape}, expected strings "
+            "[classes], one for each"
+        )
+    return tuple(
+        x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x)
+        for x in names.tolist()
+    )
+
+
+def _class_count(
+    path: Path,
+    parts: dict[str, Part],
+    classes: int | None,
+    class_names: tuple[str, ...],
+    columns: int,
+) -> int:
+    """The number of classes; ValueError unless labels are below, and names as many."""
+    if classes is not None and len(class_names) not in (0, classes):
+        raise ValueError(
+            f"data.classes: got {classes}, {path} has {len(class_names)} {CLASS_NAMES}"
+        )
+    count = classes or len(class_names) or columns
+    examples = sum(len(part.labels) for part in parts.values())
+    for part in parts.values():
+        y, name = part.labels, part.labels_name
+        low, high = int(y.argmin()), int(y.argmax())
+        if y[low] < 0:
+            raise ValueError(
+                f"{path}: got {name}[{low}] = {y[low]}, expected 0 or more"
+            )
+        if count and y[high] >= count:
+            said = "data.classes" if classes else f"{CLASS_NAMES} or one-hot labels"
+            raise ValueError(
+                f"{said}: got {count} classes, {path} has {name}[{high}] = {y[high]}"
+            )
+        if not count and y[high] >= examples:
+            raise ValueError(
+                f"{path}: got {name}[{high}] = {y[high]}, a class beyond the number of "
+                f"examples, {examples:,}; --config.data.classes says if it is meant"
+            )
+    if count:
+        return count
+    count = 1 + max(int(part.labels.max()) for part in parts.values())
+    there = np.unique(parts["train"].labels)
+    if len(there) < count:
+        lacking = np.setdiff1d(np.arange(count), there)
+        print(
+            f"npz:{path}: {len(lacking):,} of {count:,} classes, such as "
+            f"{lacking[0]}, have no training example",
+            file=sys.stderr,
+        )
+    return count
