@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from a2os2a_jax import texts
 from a2os2a_jax.analysis import plots, rates
 from a2os2a_jax.commands import failures
-from a2os2a_jax.data import images, pictures
+from a2os2a_jax.data import checks, images, pictures
 from a2os2a_jax.files import expanded
 from a2os2a_jax.interop.export import check_writable, writing
 from a2os2a_jax.train import inference, metrics
@@ -174,7 +174,9 @@ def answers(ready: inference.Ready, readable: _Readable) -> Iterator[Answer]:
 
     def of(batch):
         filled = batch + batch[:1] * (size - len(batch))  # one shape, compiled once
-        x = normalise(np.stack([pixels for _, pixels in filled]))
+        stack = np.stack([pixels for _, pixels in filled])
+        checks.check_finite("predict", "pictures", stack)  # bytes always are
+        x = normalise(stack)
         per_step = forward(ready.variables, x)
         logits = per_step.mean(1) if ready.exported is None else ready.exported(x)
         logits, per_step = jax.device_get((logits, per_step))

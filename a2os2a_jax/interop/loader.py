@@ -1,5 +1,6 @@
 """load(folder)(images) -> logits. Needs jax, numpy and flatbuffers alone."""
 
+import functools
 import json
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +21,19 @@ def load(folder):
     for k, t in table.items():
         table[k] = np.ndarray(t["shape"], info["kind"], data, at + t["data_offsets"][0])
     call = jax.jit(jax.export.deserialize(bytearray(program)).call)
-    return jax.tree_util.Partial(call, jax.device_put(table))  # of images
+    run = functools.partial(_checked, call)
+    return jax.tree_util.Partial(run, jax.device_put(table))  # of images
+
+
+def _checked(call, weights, images):
+    with np.errstate(over="ignore"):  # of float64, found below
+        images = jax.numpy.asarray(images)
+    if not isinstance(images, jax.core.Tracer):  # neurons answer NaN with silence
+        finite = jax.numpy.isfinite(images).all(range(1, images.ndim))
+        if not finite.all():
+            bad = finite.argmin()
+            raise ValueError(f"got NaN or infinity in images[{bad}], expected numbers")
+    return call(weights, images)
 
 
 if __name__ == "__main__":

@@ -288,6 +288,18 @@ def test_where_nothing_can_be_written_is_found_before_the_model_is_loaded(
     assert [p.name for p in tmp_path.iterdir()] == ["predictions"]
 
 
+def test_pixels_that_are_not_finite_are_named(made):
+    class Arrays(list):
+        files = range(3)
+
+    pictures = Arrays((f"{i}", made.answers[i].pixels / 1.0) for i in range(3))
+    pictures[1][1][2, 3] = np.nan
+    with pytest.raises(
+        ValueError, match=r"predict: got NaN or .* pictures\[1\], expec"
+    ):
+        next(predict.answers(made.ready, pictures))
+
+
 def test_what_stops_on_the_way_keeps_its_answers(made, quick, tmp_path, capsys):
     answers = predict.answers
 

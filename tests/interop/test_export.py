@@ -207,14 +207,30 @@ def test_what_the_folder_holds(written):
     assert os.access(of.folder / "weights.safetensors", os.R_OK)
 
 
-def test_the_loader_takes_twenty_lines_and_prints_shapes(written, capsys):
+def test_the_loader_takes_thirty_lines_and_prints_shapes(written, capsys):
     of = written("float32")
     code = (of.folder / "load.py").read_text()
     assert code == Path(loader.__file__).read_text()
     lines = [line for line in code.splitlines() if line.strip()]
-    assert lines[0].startswith('"""') and len(lines[1:]) <= 20
+    assert lines[0].startswith('"""') and len(lines[1:]) <= 31
     runpy.run_path(str(of.folder / "load.py"), run_name="__main__")
     assert capsys.readouterr().out == of.about["signature"] + "\n"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_the_loader_names_the_picture_that_is_not_finite(written, bad):
+    of = written("float32")
+    images = of.images.astype(np.float64)
+    images[[1, 2], 3] = bad
+    with np.errstate(over="ignore"):
+        narrow = jnp.asarray(images.astype(np.float32))
+    for same in (images, images.tolist(), narrow):
+        with pytest.raises(
+            ValueError, match=r"got NaN or infinity in images\[1\], expe"
+        ):
+            of.call(same)
+    # inside another program nothing can be raised, and nothing is
+    assert jax.jit(lambda x: of.call(x))(narrow).shape == (3, 10)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "model.jaxexport"])
