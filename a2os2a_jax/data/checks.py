@@ -45,7 +45,7 @@ def check_labels(where: str, what: str, labels: np.ndarray, least: int = -1) -> 
       where, what: names for the message, "a.npz" and "train_labels".
       least: smallest one; -1 is that of an example that could not be read.
     """
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels.ndim != 1 or labels.dtype.kind not in "iub":
         raise ValueError(
             f"{where}: got {what} {labels.dtype} {labels.shape}, expected integers [N]"
         )

@@ -209,9 +209,11 @@ def _run(
 
     def fail(at: int, what: str) -> None:
         saved = f"step {max(checkpoints.steps())}" if checkpoints.steps() else "none"
-        advice = "Lower optim.lr or set optim.clip"
+        advice, bad = "Lower optim.lr or set optim.clip", None
         seen = (order(now - 1) for steps, _ in window for now in steps)
-        if (bad := pipeline.first_not_finite(train, seen)) is not None:
+        with contextlib.suppress(Exception):  # no memory, say: it is for a word only
+            bad = pipeline.first_not_finite(train, seen)
+        if bad is not None:
             advice = f"It comes from the data: training example {bad} is not finite"
         raise NonFiniteError(
             f"step {at}: {what}, expected finite numbers; last checkpoint: {saved}. "

@@ -33,5 +33,6 @@ def test_integers_and_nothing_are_finite():
 def test_labels(labels, message):
     for fine in ([], [-1, 5], [2**31 - 1]):
         checks.check_labels("a", "y", np.array(fine, int))
+    checks.check_labels("a", "y", np.array([True, False]))
     with pytest.raises(ValueError, match=message):
         checks.check_labels("a", "y", np.array(labels))

@@ -310,8 +310,8 @@ def _class_count(
             )
         if not count and y[high] >= examples:
             raise ValueError(
-                f"{path}: got {name}[{high}] = {y[high]}, a class beyond the number of "
-                f"examples, {examples:,}; --config.data.classes says if it is meant"
+                f"{path}: got {name}[{high}] = {y[high]}, expected below {examples:,}, "
+                "the number of examples, unless data.classes is set"
             )
     if count:
         return count
