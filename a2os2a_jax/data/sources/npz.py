@@ -55,8 +55,8 @@ def load(
 
     Args:
       name: the path; one that is not absolute starts at data_dir, if that is given.
-      size: pictures of another are resized on the device; not for sequences. None
-        takes the stored one, if that is a square.
+      size: bytes of another are resized on the device; neither sequences nor floats
+        are. None takes the stored one, if that is a square.
       classes: at least the largest label plus one; by default that, or as many as
         there are class names, or columns of one-hot labels.
       validation: training examples held out, stratified, always the same ones, in the
@@ -71,7 +71,7 @@ def load(
     path = (Path(data_dir or ".").expanduser() / Path(name).expanduser()).resolve()
     archive = archives.scan(path)
     parts, class_names, columns = _parts(path, archive)
-    train, test, own = parts["train"], parts["test"], parts.get("validation")
+    train, test, judge = parts["train"], parts["test"], parts.get("validation")
     count = _class_count(path, parts, classes, class_names, columns)
     x, *frames = train.images, *train.images.shape[1:-3]
     height, width, channels = x.shape[-3:]
@@ -81,14 +81,16 @@ def load(
     if size is None and height != width:
         raise ValueError(f"data.size: got None, {path} has {height}x{width} pixels")
     size = height if size is None else size
-    if (size, size) != (height, width) and frames:
+    pixels = x.dtype == np.uint8 and not frames
+    if (size, size) != (height, width) and not pixels:
+        kind = "sequences" if frames else "floats"
         raise ValueError(
-            f"data.size: got {size}, sequences of {path} are {height}x{width}"
+            f"data.size: got {size}, {kind} of {path} are {height}x{width}"
         )
     known = catalogue.KNOWN.get(archive.about.get("name", ""))
     about = f"{len(x):,} + {len(test.images):,} of {path.name}"
     mean, std = (0.0,) * channels, (1.0,) * channels
-    if x.dtype == np.uint8 and not frames:
+    if pixels:
         found = catalogue.statistics(archive.about.get("name", ""), channels)
         mean, std = found or images.statistics(x)
         decode = images.normaliser(mean, std, size)
@@ -104,7 +106,7 @@ def load(
         kept, held = pipeline.stratified(train.labels, validation)
         splits = {"train": split(train, kept), "validation": split(train, held)}
     else:
-        splits = {"train": split(train), "validation": split(own) if own else None}
+        splits = {"train": split(train), "validation": split(judge) if judge else None}
     return pipeline.Dataset(
         name=f"npz:{name}",
         shape=(*frames, size, size, channels),

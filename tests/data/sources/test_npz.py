@@ -294,6 +294,15 @@ def test_floats_of_any_machine(tmp_path):
         np.testing.assert_array_equal(batch(d.train, [3])["image"][0], IMAGES[3])
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [(dict(dtype=np.float32), "floats"), (dict(shape=(2, 4, 4, 3)), "sequences")],
+)
+def test_only_bytes_are_resized(tmp_path, change, kind):
+    with pytest.raises(ValueError, match=f"data.size: got 6, {kind} of .* are 4x4"):
+        loaded(tmp_path, dict(size=6), **arrays(**change))
+
+
 def test_what_is_written_anew_is_read_anew(tmp_path):
     a = arrays()
     first = loaded(tmp_path)
