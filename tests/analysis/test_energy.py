@@ -197,7 +197,7 @@ def spikes(x):
 
 
 def test_a_stem_that_sums_is_no_head_and_names_decide_nothing():
-    """As of a model of one's own: an "attention" without one, a head of another name."""
+    """A model of somebody else: an "attention" without one, a head of any name."""
 
     def net(w, x):  # x [N, 4]
         with jax.named_scope("attention"):
