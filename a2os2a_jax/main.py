@@ -327,11 +327,12 @@ def _settle(config: Any, settings: contextlib.ExitStack) -> None:
         before = os.environ.get("XLA_FLAGS")
         parallel.make_deterministic()
         settings.callback(_set_variable, "XLA_FLAGS", before)
-    import jax
-
-    settings.callback(jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64)
     if config.get("dtype") == "float64":
-        jax.config.update("jax_enable_x64", True)
+        import jax
+
+        if not jax.config.jax_enable_x64:  # for all threads, as those of checkpoints
+            jax.config.update("jax_enable_x64", True)
+            settings.callback(jax.config.update, "jax_enable_x64", False)
 
 
 def _set_variable(name: str, value: str | None) -> None:

@@ -37,7 +37,7 @@ ROOMS = {
     "interop": Room("wing", FLAX, "safetensors jax2onnx onnx", BELOW),
     "train": Room(
         "floor 3",
-        f"{FLAX} optax orbax absl etils ml_collections",
+        f"{FLAX} chex optax orbax absl etils ml_collections",
         "tqdm tensorboardX rich grain sklearn",
         f"{BELOW} data analysis interop config zoo",
     ),

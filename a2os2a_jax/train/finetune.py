@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,6 +240,7 @@ def begin(
         lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=parallel.whole(mesh)
     )
     placed = parallel.put_whole(variables, mesh)
+    chex.assert_trees_all_equal_shapes_and_dtypes(placed, dict(state.variables))
     state = state._replace(**copy(placed))
     if state.ema is not None:
         state = state._replace(ema=copy(placed))

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,8 @@ def make_train_step(
         }
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        # else the next step would be compiled again, and donate nothing
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state._replace(ema=None))
         if ema is not None:
             moved = average(state.ema, new.variables, ema, state.step)
             new = new._replace(ema=moved)
@@ -240,8 +243,10 @@ def _apart(x: jax.Array, parts: int) -> jax.Array:
 def average(old: PyTree, new: PyTree, decay: float, step: jax.Array) -> PyTree:
     """d old + (1 - d) new, d = min(decay, (1 + step) / (10 + step)), per array.
 
-    The second term keeps the start from lasting; step counts from 0.
+    The second term keeps the start from lasting; step counts from 0. Arrays of two
+    shapes are an AssertionError: they would be stretched in silence.
     """
+    chex.assert_trees_all_equal_shapes_and_dtypes(old, new)
     d = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, b: a + (1 - d).astype(b.dtype) * (b - a), old, new)
 

@@ -1,3 +1,4 @@
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def test_jit_equals_eager():
         eager = rates.measure_rates(TREE, per_step)
         jitted = jax.jit(rates.measure_rates, static_argnums=1)(TREE, per_step)
         assert jitted.keys() == eager.keys()
-        jax.tree.map(np.testing.assert_array_equal, dict(jitted), dict(eager))
+        chex.assert_trees_all_equal(dict(jitted), dict(eager))
     near = jax.jit(rates.measure_near_threshold)(TREE)
     assert float(near["stem/neuron_0"]) == 3 / 8
 

@@ -318,6 +318,7 @@ def test_other_data_are_scored_on_purpose_alone_and_the_line_says_so(
 def test_odd_names_of_classes_stay_on_their_line():
     names = ["x" * 199 + "y", "a\nb", "caf\udce9"]
     record = {"confusion": [[1, 1, 0]] * 3, "per_class": [0.1, 0.5, 0.0]}
+    record["per_class_count"] = [2, 2, 2]
     told = evaluation._worst(record, names)
     assert "a b (50.00 % of 2)" in told and r"caf\xe9 (" in told
     assert len(told.encode()) < 120 and "y (10.00 %" in told

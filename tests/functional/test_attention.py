@@ -1,6 +1,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -288,6 +289,15 @@ def test_lists_and_numpy_arrays_are_taken(name):
     for made in (np.ndarray.tolist, lambda x: x.astype(np.float64)):
         given = [made(np.asarray(x)) for x in arrays]
         np.testing.assert_array_equal(f(*given), want)
+
+
+class Compiled(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_compiled_or_not_the_products_of_integers_are_equal(self):
+        arrays = binary((2, 3, 2, 4))
+        for name, f in OF_THREE.items():
+            with self.subTest(name):
+                chex.assert_trees_all_equal(self.variant(f)(*arrays), f(*arrays))
 
 
 @pytest.mark.parametrize("name", ["sasa", "qk_token", "qk_channel"])

@@ -2,6 +2,7 @@ import functools
 import itertools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -309,7 +310,7 @@ def test_longer_than_max_unroll_is_a_loop_with_the_same_result(monkeypatch):
     monkeypatch.setattr(neurons, "MAX_UNROLL", long)
     assert not loops(x)
     for got, expected in zip(run(x), (s, state), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        chex.assert_trees_all_equal(got, expected)
     np.testing.assert_array_equal(walk(step, init((5,)), x)[0], s)
 
 
@@ -681,7 +682,7 @@ def test_a_detached_reset_is_the_formula(kind, v_th, dtype, how, x64):
         results += [(after(state, x, v_th), jax.grad(run, which)(state, x, v_th))]
     got, want = results
     assert got[0].dtype == dtype
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+    chex.assert_trees_all_equal(got, want)
 
 
 WITHOUT_PRODUCTS = [dict(v_reset=-0.3), dict(soft_reset=True, v_th=0.2)]

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_whole_model_goes_there_and_back(saved, name):
     path, model, variables = saved(name)
     got, tree = torch_weights.load(path, **MODELS[name][3])
     assert got == model
-    jax.tree.map(np.testing.assert_array_equal, tree, variables)
+    chex.assert_trees_all_equal(tree, variables)
 
 
 def test_the_tables_cover_all_families_and_name_nothing_twice():
@@ -296,7 +297,7 @@ def test_a_checkpoint_of_timm_loads_with_its_moving_average(saved, tmp_path):
     torch_format.save(tmp_path / "model_best.pth.tar", tree)
     got, tree = torch_weights.load(tmp_path / "model_best.pth.tar", ema=True, **_HEADS)
     assert got == model
-    jax.tree.map(np.testing.assert_array_equal, tree, variables)
+    chex.assert_trees_all_equal(tree, variables)
 
 
 # --- family, stem and sizes from the tensors ------------------------------------------
@@ -340,7 +341,7 @@ def test_what_the_event_model_of_spikformer_has_beside(saved, tmp_path):
     usual = torch_weights.load(path, heads=2)[0]
     assert (usual.image_size, usual.attention["scale"]) == (128, 0.25)
     assert torch_weights.load(path)[0].heads == 16
-    jax.tree.map(np.testing.assert_array_equal, tree, variables)
+    chex.assert_trees_all_equal(tree, variables)
 
 
 def test_the_usual_stem_and_size_where_no_name_tells_them(saved, tmp_path):
@@ -394,7 +395,7 @@ def test_another_number_of_classes_makes_a_new_head_and_says_so(saved, caplog):
     assert model.num_classes == 7 and list(head) == ["kernel"]
     assert head["kernel"].shape == (16, 7) and np.ptp(head["kernel"]) > 0
     del (rest := dict(variables["params"]))["head"]
-    jax.tree.map(np.testing.assert_array_equal, tree["params"], rest)
+    chex.assert_trees_all_equal(tree["params"], rest)
     _, again = torch_weights.load(path, num_classes=7)
     np.testing.assert_array_equal(again["params"]["head"]["kernel"], head["kernel"])
     _, other = torch_weights.load(path, num_classes=7, key=jax.random.key(1))
@@ -423,7 +424,7 @@ def test_a_file_without_a_head_gets_a_new_one_and_says_so(
     old = there.pop("head")
     assert jax.tree.map(jnp.shape, head) == jax.tree.map(jnp.shape, old)
     assert np.ptp(head["kernel"]) > 0
-    jax.tree.map(np.testing.assert_array_equal, tree["params"], there)
+    chex.assert_trees_all_equal(tree["params"], there)
     del told["num_classes"]
     with pytest.raises(ValueError, match="model.npz: missing the head, .*num_classes="):
         torch_weights.load(path, **told)
@@ -438,7 +439,7 @@ def test_an_entry_of_a_file_is_loaded(saved, tmp_path):
     for entry in ("mine", "mine.snn", "yours"):
         got, tree = torch_weights.load(tmp_path / "two.pth", entry=entry, **_HEADS)
         assert got == model
-        jax.tree.map(np.testing.assert_array_equal, tree, variables)
+        chex.assert_trees_all_equal(tree, variables)
 
 
 # --- what is refused ------------------------------------------------------------------
@@ -629,7 +630,7 @@ def test_what_save_has_in_the_metadata_load_takes_from_there(tmp_path, caplog):
     assert "'tau': 1.5" in caplog.text and "'scale': 0.5" in caplog.text
     again, tree = torch_weights.load(path)
     assert again == model
-    jax.tree.map(np.testing.assert_array_equal, tree, variables)
+    chex.assert_trees_all_equal(tree, variables)
     told, _ = torch_weights.load(path, heads=1, neuron=dict(tau=2.0), timesteps=2)
     assert (told.heads, told.neuron["tau"], told.timesteps) == ((1, 1, 1), 2.0, 2)
 

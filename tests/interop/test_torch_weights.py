@@ -4,6 +4,7 @@ import json
 import re
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,7 +271,7 @@ def test_there_and_back_changes_nothing(family, data):
     for name, value in back.items():
         np.testing.assert_array_equal(value, state_dict[name], name)
     again = torch_weights.to_variables(back, family)
-    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    chex.assert_trees_all_equal(again, variables)
 
 
 def test_the_spike_driven_family_is_recognised_with_its_own_rule(parity, tmp_path):

@@ -1,5 +1,6 @@
 """bfloat16 computes in bfloat16 and keeps in float32; float64 does all in float64."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def test_bfloat16_keeps_parameters_statistics_membranes_and_logits_in_float32(lo
 
 def test_bfloat16_is_close_to_float32_while_inputs_are_equal(low, single, quick_jit):
     np.testing.assert_array_equal(low.images.astype(jnp.float32), single.images)
-    jax.tree.map(np.testing.assert_array_equal, low.initial, single.initial)
+    chex.assert_trees_all_equal(low.initial, single.initial)
     got, want = (norms(model, quick_jit) for model in (low, single))
     (a,), (b,) = (x["intermediates"]["stem"]["bn_0"]["__call__"] for x in (got, want))
     assert dtypes(got["intermediates"]) == {"float32"}

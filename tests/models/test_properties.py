@@ -4,6 +4,7 @@
 asserts that all layers fire.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +113,7 @@ def test_nothing_leaks_between_calls(case):
     again, again_spikes, _ = model(model.images)
     np.testing.assert_array_equal(again, first)
     same_spikes(again_spikes, spikes)
-    jax.tree.map(np.testing.assert_array_equal, model.variables, before)
+    chex.assert_trees_all_equal(model.variables, before)
 
 
 def test_compiled_and_eager_are_equal(case, layers):

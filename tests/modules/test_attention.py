@@ -1,5 +1,6 @@
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +119,7 @@ def test_the_running_statistics_of_the_reference_are_reproduced(x64, reference):
         close(value, want[name], name)
     (_, (_, kept)), _ = ours["eval"]
     before = from_torch(part(data, "sd/"))["batch_stats"]
-    jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], before)
+    chex.assert_trees_all_equal(kept["batch_stats"], before)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

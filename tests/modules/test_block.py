@@ -1,5 +1,6 @@
 """The block put together by hand, from what its submodules say they computed."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,7 +163,7 @@ def test_a_dropped_path_adds_nothing_or_more():
         chosen.append(zero)
     assert (chosen[0] != chosen[1]).any()
     _, again = run(jax.random.key(1))
-    jax.tree.map(np.testing.assert_array_equal, kept, again)
+    chex.assert_trees_all_equal(kept, again)
     _, other = run(jax.random.key(2))
     seen = other["intermediates"]["Dropout_0"]["__call__"][0]
     assert (np.all(seen == 0, axis=(1, 2, 3)) != chosen[0]).any()
@@ -174,8 +175,8 @@ def test_nothing_is_dropped_in_evaluation_or_without_a_rate():
     variables = plain.init(KEY, *inputs, False)
     want = plain.apply(variables, *inputs, False)
     got = dropping.apply(variables, *inputs, False)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+    chex.assert_trees_all_equal(got, want)
     how = dict(mutable=["batch_stats"])
     a, _ = plain.apply(variables, *inputs, True, **how)
     b, _ = make(drop_path=0.0).apply(variables, *inputs, True, **how)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,7 +128,7 @@ def test_statistics_and_rates_move_in_training_alone(reference, mode):
     stats = ours[mode][0][1][1][1]["batch_stats"]
     if mode == "eval":
         old = variables["batch_stats"]
-        jax.tree.map(np.testing.assert_array_equal, stats, old)
+        chex.assert_trees_all_equal(stats, old)
         return
     want = part(data, f"{mode}/sd_after/")
     for ours_, name in RATES.items():
@@ -268,7 +269,7 @@ def test_the_scales_fold_into_the_convolution(case, rates):
     folded |= {"proj_linear": {"kernel": kernel}, "proj_bn": {"bias": bias}}
     inference = small(folded=True)
     got, sown = inference.apply({"params": folded}, s, False, mutable=KEPT)
-    jax.tree.map(np.testing.assert_array_equal, sown["spikes"], kept["spikes"])
+    chex.assert_trees_all_equal(sown["spikes"], kept["spikes"])
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert "batch_stats" not in sown
     shapes = jax.eval_shape(inference.init, jax.random.key(0), s, False)

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +117,7 @@ def test_statistics_move_in_training_alone(reference):
             value = want[f"{name}.2.bn.running_{key}"]
             close(stats[f"{layer}_bn"][key], value, name)
     stats = ours["eval"][0][1][2]["batch_stats"]
-    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+    chex.assert_trees_all_equal(stats, variables["batch_stats"])
 
 
 def variables_of(layer, s):

@@ -4,6 +4,7 @@ written out once more here, in numpy, to have something to compare with."""
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,7 +153,7 @@ def test_the_state_is_carried_between_calls_while_it_is_mutable(x64, results, na
         np.concatenate(potentials, axis=1), whole["potentials"]["out"][0], atol=1e-12
     )
     first, nothing, _ = (kept["membrane"]["state"] for _, kept in parts)
-    jax.tree.map(np.testing.assert_array_equal, nothing, first)  # of no steps
+    chex.assert_trees_all_equal(nothing, first)  # of no steps
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -277,11 +278,11 @@ def test_a_state_dict_of_pytorch_is_taken_as_any_other(tmp_path):
     path = tmp_path / "public.safetensors"
     want = state_dict(path)
     variables, about = finetune.source(str(path))
-    jax.tree.map(np.testing.assert_array_equal, variables, want)
+    chex.assert_trees_all_equal(variables, want)
     assert about["family"] == "spikformer" and len(about["sha256"]) == 64
     assert about["path"] == str(path)
     taken, _, notes = finetune.whole(str(path), want, "spikformer")
-    jax.tree.map(np.testing.assert_array_equal, taken, want)
+    chex.assert_trees_all_equal(taken, want)
     assert notes == [
         "left out: 11 counters (num_batches_tracked)",
         "head: as many classes there as here: taken over",
@@ -306,14 +307,14 @@ def test_of_two_in_a_torch_file_the_average_is_taken_unless_told(tmp_path):
     path, want, half = both(tmp_path)
     for average, kind, tree in ((True, "average", half), (False, "plain", want)):
         variables, about, notes = finetune.whole(str(path), want, "spikformer", average)
-        jax.tree.map(np.testing.assert_array_equal, variables, tree)
+        chex.assert_trees_all_equal(variables, tree)
         assert about["weights"] == kind and "notes" not in about
         ends = "took state_dict_ema, an average of the weights" if average else "dict"
         assert notes[0].startswith("holds state_dict and state_dict_ema, took ")
         assert notes[0].endswith(ends)
     assert about["others"] == ["state_dict_ema"] and about["entry"] == "state_dict"
     named, about = finetune.source(f"{path}@state_dict")
-    jax.tree.map(np.testing.assert_array_equal, named, want)
+    chex.assert_trees_all_equal(named, want)
     assert about["path"] == f"{path}@state_dict" and len(about["sha256"]) == 64
 
 
@@ -325,7 +326,7 @@ def test_a_run_starts_from_the_average_or_from_the_weights(tmp_path, ema):
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), parts.abstract_state())
     finetune.check(str(path), tmp_path / "new", state.variables, ema)
     state, about, notes = finetune.begin(str(path), state, c, parts.mesh)
-    jax.tree.map(np.testing.assert_array_equal, state.variables, half if ema else want)
+    chex.assert_trees_all_equal(state.variables, half if ema else want)
     kind = "average" if ema else "plain"
     assert about["weights"] == kind
     assert notes[0] == f"starting from {path} ({kind} weights)"
@@ -337,7 +338,7 @@ def test_a_torch_file_without_a_head_trains_on_and_is_not_scored(tmp_path):
     headless = {n: x for n, x in state.items() if not n.startswith("head.")}
     torch_format.save(path, {"model": torch_format.behind("backbone.", headless)})
     taken, _, notes = finetune._fitting(str(path), want, True)
-    jax.tree.map(np.testing.assert_array_equal, taken, want)
+    chex.assert_trees_all_equal(taken, want)
     assert "head: none there, 4 classes here: initialised anew" in notes
     assert notes[0] == "left out in front of names: backbone."
     with pytest.raises(ValueError, match="head: none there, 4 classes here, expected"):
@@ -495,7 +496,7 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(runs, tmp_path, toy, caps
     assert "starting from" not in capsys.readouterr().err
     assert result["init_from"] == whole["init_from"] and result["test"] == whole["test"]
     a, b = (last(tmp_path / name, c)[1] for name in ("whole", "run"))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
     assert loop.run(c, tmp_path / "run") == result  # finished: reported
 
 
@@ -514,7 +515,7 @@ def test_what_it_starts_from_is_kept_before_the_first_step(runs, tmp_path, toy):
     result = loop.run(c, tmp_path / "run")
     assert result["init_from"] == whole["init_from"] and result["test"] == whole["test"]
     a, b = (last(tmp_path / name, c)[1] for name in ("whole", "run"))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_without_a_checkpoint_that_loads_it_starts_there_again(runs, tmp_path, toy):
@@ -542,7 +543,7 @@ def test_an_average_starts_from_the_weights_and_shares_no_memory(runs, toy):
     path = str(runs[0] / "plain")
     state, record, notes = finetune.begin(path, state, c, parts.mesh)
     assert "config" not in record and "data" not in " ".join(notes)
-    jax.tree.map(np.testing.assert_array_equal, state.ema, state.variables)
+    chex.assert_trees_all_equal(state.ema, state.variables)
     np.testing.assert_allclose(
         state.judged["params"]["body"]["kernel"],
         runs[1]["params"]["body"]["kernel"] + 9,

@@ -143,7 +143,7 @@ def test_the_gradient_passes_over_what_the_payload_leaves_out(make, split):
     payload = np.array([0, 1, 2, 0], np.int32)
     a, _ = train_step(state, split.resident, payload)
     b, _ = train_step(state, other, payload)
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    chex.assert_trees_all_equal(a.params, b.params)
 
 
 class Scores(nn.Module):
@@ -284,7 +284,7 @@ def test_every_part_draws_its_own_augmentation(split):
 def test_the_average_by_hand(split):
     # d = min(decay, (1 + step) / (10 + step)): 1/10, then 2/11, then the decay
     state, made = _linear(split, ema=0.15)
-    jax.tree.map(np.testing.assert_array_equal, state.ema, state.variables)
+    chex.assert_trees_all_equal(state.ema, state.variables)
     ema = jax.device_get(state.ema["params"])
     for d in (0.1, 0.15, 0.15):
         state, _ = _step(made, state, split)
@@ -369,7 +369,7 @@ def test_how_many_steps_go_at_once_changes_no_number(split):
     whole, rows = run(4)
     for counts in ((1, 3), (2, 2), (1, 1, 1, 1)):
         again, others = run(*counts)
-        jax.tree.map(np.testing.assert_array_equal, again, whole)
+        chex.assert_trees_all_equal(again, whole)
         assert others == rows
     assert many._cache_size() == 1 and whole.step == 4
     now, one = state, jax.jit(one)
@@ -432,3 +432,10 @@ def test_a_label_of_minus_one_is_not_counted():
     activity = step.make_activity_step(model, split)
     found = activity(variables, split.resident, PAYLOAD, np.array([1, 1, 0, 1]))
     assert found["counted"].tolist() == [1, 0, 0, 1]
+
+
+def test_an_average_of_arrays_of_two_shapes_is_refused():
+    """They would be stretched to one shape, in silence."""
+    old, new = {"w": jnp.zeros(())}, {"w": jnp.ones(3)}
+    with pytest.raises(AssertionError, match="shape"):
+        step.average(old, new, 0.9, jnp.int32(0))
