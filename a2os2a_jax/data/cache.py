@@ -11,12 +11,15 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from a2os2a_jax.files import expanded
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest
@@ -106,8 +109,12 @@ def user_folder(name: str, home: str | Path, what: str) -> Path:
     """Where `what` of the set `name`, which lies at `home`, is kept for a user.
 
     In $XDG_CACHE_HOME/a2os2a_jax (~/.cache); the same by whichever way `home` is named.
+    For somebody without a home directory in that of temporary files.
     """
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        user = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    except ValueError:
+        user = Path(tempfile.gettempdir())
     place = zlib.crc32(os.fsencode(Path(home).resolve()))
     return user / "a2os2a_jax" / f"{name.replace('/', '-')}-{place:08x}" / what
 

@@ -65,8 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             name = there(name, args.data_dir, args.check)
             whole = pictures(name, args.data_dir, args.size)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:  # the outermost place; what nobody foresaw has its kind
+        text = " ".join(str(error).split())
+        if not isinstance(error, ValueError | ImportError | OSError) or not text:
+            text = f"{type(error).__name__}: {text}"
+        print(f"error: {text}", file=sys.stderr)
         return 1
     if not whole:
         print(

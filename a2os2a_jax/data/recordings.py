@@ -41,6 +41,7 @@ import numpy as np
 
 from a2os2a_jax.data import formats, pipeline
 from a2os2a_jax.data.formats import nmnist
+from a2os2a_jax.files import expanded
 
 TENTH = 10  # where there is no split, one of so many examples of a class is a test one
 INSIDE = ("extract", "events_np")  # of SpikingJelly, the first that has it all
@@ -99,7 +100,7 @@ def home(name: str, data_dir: str | None) -> Path:
     kind = KINDS[name]
     if data_dir is None and os.environ.get("A2OS2A_DATA"):
         data_dir = os.path.join(os.environ["A2OS2A_DATA"], "events")
-    root = Path(data_dir).expanduser() if data_dir is not None else None
+    root = expanded(data_dir) if data_dir is not None else None
     for folder in kind.folders if root is not None else ():
         if (found := _child(root, folder)) is not None:
             return found

@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import re
+import tempfile
 import threading
 
 import numpy as np
@@ -259,3 +260,11 @@ def test_json_is_kept_beside_arrays():
         cache.kept_json(cache.in_memory(lambda new: cache.keep_json(new, "x", {})), "x")
         == {}
     )
+
+
+def test_somebody_without_a_home_keeps_things_with_temporary_files(monkeypatch):
+    """As in a container that runs as a user whom nobody knows."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    place = cache.user_folder("cifar10", "/data", "labels")
+    assert place.is_relative_to(tempfile.gettempdir())

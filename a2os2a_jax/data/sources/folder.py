@@ -19,6 +19,7 @@ import numpy as np
 
 from a2os2a_jax.data import cache, catalogue, images, layout, pipeline, tree
 from a2os2a_jax.data.layout import SUFFIXES
+from a2os2a_jax.files import expanded
 from a2os2a_jax.texts import line
 
 EXPECTED = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
@@ -59,7 +60,7 @@ def load(
         raise ValueError(f"data.size: got None, folder:{name} needs a size in pixels")
     pipeline.check_at_least(1, "folder", size=size)
     images.check_channels("data.channels", channels)
-    root = (Path(data_dir or ".").expanduser() / Path(name).expanduser()).resolve()
+    root = (expanded(data_dir or ".") / expanded(name)).resolve()
     if not root.is_dir():
         raise ValueError(f"data.name: found no folder {root}")
     found = layout.find(root)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from a2os2a_jax.data import archives, catalogue, checks, images, pipeline
+from a2os2a_jax.files import expanded
 
 SCHEMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # of one file, either
 WORDS = {  # the first is the one that a message suggests
@@ -68,7 +69,7 @@ def load(
         classes there are, beyond the number of examples; a piece that is missing or
         damaged.
     """
-    path = (Path(data_dir or ".").expanduser() / Path(name).expanduser()).resolve()
+    path = (expanded(data_dir or ".") / expanded(name)).resolve()
     archive = archives.scan(path)
     parts, class_names, columns = _parts(path, archive)
     train, test, judge = parts["train"], parts["test"], parts.get("validation")

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from a2os2a_jax.data import cache, catalogue, images, pipeline
+from a2os2a_jax.files import expanded
 
 TEST = ("test", "validation")  # the first there is judges, else a part of train
 FORMAT = 2  # of the labels that are kept; higher when the same files give others
@@ -191,12 +192,12 @@ def _skip():
 def folder(data_dir: str | None) -> Path:
     """Where sets are looked for."""
     if data_dir is not None:
-        return Path(data_dir).expanduser()
+        return expanded(data_dir)
     ours = os.environ.get("A2OS2A_DATA")
     if ours and (Path(ours) / "tfds").is_dir():
         return Path(ours) / "tfds"
     theirs = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return Path(theirs).expanduser()
+    return Path(os.path.expanduser(theirs))  # nothing is there without a home
 
 
 def open_builder(name: str, data_dir: str | None):
