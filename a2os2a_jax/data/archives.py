@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from a2os2a_jax.data import cache, signatures
+from a2os2a_jax import contents
+from a2os2a_jax.data import cache
 
 PIECE = "piece_*.npz"  # what `experiments/pack.py` calls them
 MANIFEST = "pieces.json"
@@ -132,11 +133,13 @@ def _members(piece: Path) -> list[tuple[str, int, int]]:
         )
     with _reading(piece):
         with open(piece, "rb") as file:
-            if file.read(len(ZIP)) != ZIP:
-                raise ValueError(
-                    f"got {signatures.kind(piece)}, expected arrays as np.savez writes "
-                    "them"
-                )
+            is_archive = file.read(len(ZIP)) == ZIP
+        if not is_archive:
+            other = contents.other_than(piece, contents.NPZ)
+            raise ValueError(
+                f"got {other or 'a file of an unknown kind'}, expected arrays as "
+                "np.savez writes them"
+            )
         with zipfile.ZipFile(piece) as archive:
             return [
                 (info.filename.removesuffix(".npy"), info.CRC, info.file_size)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from a2os2a_jax import contents
 from a2os2a_jax.files import expanded, write_atomically
-from a2os2a_jax.interop import contents, torch_entries, torch_pickle
+from a2os2a_jax.interop import torch_entries, torch_pickle
 
 TORCH = (".pth", ".pt", ".pth.tar", ".pt.tar", ".ckpt", ".bin")
 SUFFIXES = (".npz", ".safetensors", *TORCH)

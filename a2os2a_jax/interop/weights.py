@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from a2os2a_jax import contents
 from a2os2a_jax.files import expanded, write_atomically
-from a2os2a_jax.interop import contents
 
 SUFFIXES = (".safetensors", ".npz")
 COLLECTIONS = ("params", "batch_stats")

@@ -57,10 +57,10 @@ def test_other_files_by_this_name(tmp_path):
     path = tmp_path / "a.npz"
     with open(path, "wb") as file:
         np.save(file, np.arange(3))
-    with pytest.raises(ValueError, match="got a single array, as np.save .* np.savez"):
+    with pytest.raises(ValueError, match="got one array of numpy.save, expected"):
         read(path)
     path.write_text("<html>no such file</html>")
-    with pytest.raises(ValueError, match="a.npz: got a page of HTML or XML"):
+    with pytest.raises(ValueError, match="a.npz: got an HTML page"):
         read(path)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("x", "no array")
