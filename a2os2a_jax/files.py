@@ -16,7 +16,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     block raises, nothing is left and `path` is as it was.
 
     Raises:
-      OSError: the file cannot be made, or not be put in its place.
+      OSError: the file cannot be made, or not be put in its place; names it.
     """
     path = Path(path)
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -28,6 +28,10 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         with open(temp, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temp, path)
+    except OSError as error:  # of a full disk it does not know the file
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temp.unlink(missing_ok=True)
 

@@ -95,6 +95,7 @@ Examples:
 """
 
 import contextlib
+import functools
 import importlib
 import os
 import re
@@ -105,7 +106,7 @@ from typing import Any, NamedTuple
 try:
     from absl import flags
 
-    from a2os2a_jax import files, streams
+    from a2os2a_jax import failures, files, streams
 except ImportError:  # a plain installation brings the primitives alone
     sys.exit(
         "error: no absl-py here, expected what training needs: pip install '.[train]' "
@@ -314,9 +315,14 @@ def _main(argv: list[str], settings: contextlib.ExitStack) -> int:
     except Exception as error:  # the outermost place: whatever else it may be
         if traceback:
             raise
-        failures = importlib.import_module("a2os2a_jax.commands.failures")
-        print(f"error: {failures.line(error, mode, config)}", file=sys.stderr)
+        advice = functools.partial(_advice, error, mode, config)
+        print(f"error: {failures.line(error, advice)}", file=sys.stderr)
         return 1
+
+
+def _advice(error: Exception, mode: str, config: Any) -> str:
+    memory = importlib.import_module("a2os2a_jax.commands.memory")
+    return memory.advice(error, mode, config)
 
 
 def _settle(config: Any, settings: contextlib.ExitStack) -> None:

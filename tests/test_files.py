@@ -1,5 +1,6 @@
 """Files that are whole or absent, readable by whom the umask lets read."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -64,6 +65,13 @@ def test_the_last_of_two_writers_wins_and_neither_is_torn(tmp_path):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), files.write_atomically(tmp_path / "a/b"):
         pass
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: '.*/a.json'"):
+        with files.write_atomically(tmp_path / "a.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_home_directory_is_found_where_there_is_one(tmp_path, monkeypatch):

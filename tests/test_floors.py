@@ -26,13 +26,13 @@ class Room(NamedTuple):
 
 JAX = "jax numpy"
 FLAX = "jax numpy flax"
-BELOW = "functional modules models contents files streams texts"
+BELOW = "functional modules models contents failures files streams texts"
 LOOP = f"{BELOW} data analysis interop train config zoo"
 ROOMS = {
     "functional": Room("floor 0", JAX),
     "modules": Room("floor 1", FLAX, "", "functional"),
     "models": Room("floor 2", FLAX, "", "functional modules"),
-    "data": Room("wing", JAX, "*", "contents files texts"),
+    "data": Room("wing", JAX, "*", "contents failures files streams texts"),
     "analysis": Room("wing", FLAX, "matplotlib", BELOW),
     "interop": Room("wing", FLAX, "safetensors jax2onnx onnx", BELOW),
     "train": Room(
@@ -49,6 +49,7 @@ ROOMS = {
     ),
     "config": Room("leaf", "ml_collections"),
     "contents": Room("leaf", ""),
+    "failures": Room("leaf", "", "", "texts"),
     "files": Room("leaf", ""),
     "streams": Room("leaf", ""),
     "texts": Room("leaf", ""),

@@ -58,10 +58,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         "heads": {name: head_of(r) for name, r in reports.items()},
         **report.to_json(),
     }
-    if jax.process_index() == 0:
-        path = workdirs.write_new(folder / FILE, record)
-    print(report)
-    print(f"\n{text(record)}")
+    try:
+        if jax.process_index() == 0:
+            path = workdirs.write_new(folder / FILE, record)
+    finally:  # it is told even where it cannot be kept
+        print(f"{report}\n\n{text(record)}")
     if jax.process_index() == 0:
         print(f"wrote {path}")
         print(f"next: {_next(record, (folder / 'config.json').exists(), folder)}")

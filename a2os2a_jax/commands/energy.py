@@ -47,8 +47,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         "changed": found.changed,
         **account(config, found.parts, found.variables),
     }
-    path = workdirs.write_new(folder / FILE, record)
-    print(f"{table(record['work'])}\n\n{text(record)}")
+    try:
+        path = workdirs.write_new(folder / FILE, record)
+    finally:  # it is told even where it cannot be kept
+        print(f"{table(record['work'])}\n\n{text(record)}")
     print(f"wrote {path}")
     print("next: the same command with --mode=figures draws these energies and rates")
     return record

@@ -10,9 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from a2os2a_jax import texts
+from a2os2a_jax import failures, texts
 from a2os2a_jax.analysis import plots
-from a2os2a_jax.commands import failures
 from a2os2a_jax.train import metrics, trained
 from a2os2a_jax.train import workdir as workdirs
 
@@ -62,9 +61,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         **report,
     }
     names = dataset.class_names or tuple(map(str, range(dataset.classes)))
-    if jax.process_index() == 0:
-        log = _write(record, names, folder)
-    print(table(record, names))
+    try:
+        if jax.process_index() == 0:
+            log = _write(record, names, folder)
+    finally:  # what took hours is told even where it cannot be kept
+        print(table(record, names))
     if jax.process_index() == 0:
         print(f"wrote a line to {log}")
         _draw(record, names, tag(config, found), folder)

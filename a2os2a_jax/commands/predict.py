@@ -17,9 +17,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from a2os2a_jax import texts
+from a2os2a_jax import failures, texts
 from a2os2a_jax.analysis import plots, rates
-from a2os2a_jax.commands import failures
 from a2os2a_jax.data import checks, images, pictures
 from a2os2a_jax.files import expanded
 from a2os2a_jax.interop.export import check_writable, writing

@@ -85,9 +85,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         "device": workdirs.device(mesh),
     }
     path = folder / "evaluations.jsonl"
-    if jax.process_index() == 0:
-        metrics.JsonLines(path)(record)
-    print(table(record))
+    try:
+        if jax.process_index() == 0:
+            metrics.JsonLines(path)(record)
+    finally:  # it is told even where it cannot be kept
+        print(table(record))
     if not how["inputs"]:
         print(f"raw inputs left out: they take more than {probe.MAX_BYTES >> 30} GiB")
     if not np.ptp(scored.features, axis=0).any():

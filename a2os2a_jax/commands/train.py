@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from a2os2a_jax import failures
 from a2os2a_jax.analysis import plots
-from a2os2a_jax.commands import failures, figures
+from a2os2a_jax.commands import figures
 from a2os2a_jax.train import loop, metrics
 from a2os2a_jax.train import workdir as workdirs
 

@@ -17,10 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from a2os2a_jax import data
+from a2os2a_jax import data, failures, streams
 from a2os2a_jax.data import catalogue, images, recordings
 from a2os2a_jax.data import frames as framing
 from a2os2a_jax.data.sources import tfds
+from a2os2a_jax.files import expanded
 
 NAMED = 20  # unreadable records that are listed
 STOCK = [name for name, module in data.SOURCES.items() if module == tfds.__name__]
@@ -48,7 +49,7 @@ WHERE = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 1 and one line if it cannot be done."""
+    """The command line; 1 and one line if it cannot be done, 130 if it is stopped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "name", help=f"{', '.join([*STOCK, *WHERE])}, or another of TFDS"
@@ -57,30 +58,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--timesteps", type=int, default=10, help="frames of events")
     parser.add_argument("--size", type=int, help="pixels, for pictures of many sizes")
     parser.add_argument("--check", action="store_true", help="only read all of it")
+    parser.add_argument("--traceback", action="store_true", help="of an error")
     args = parser.parse_args(argv)
+    with streams.lasting():
+        try:
+            return _prepare(args, os.fspath(expanded(args.data_dir)))
+        except KeyboardInterrupt:
+            print("interrupted")
+            return 130
+        except Exception as error:  # the outermost place: whatever else it may be
+            if args.traceback:
+                raise
+            print(f"error: {failures.line(error)}", file=sys.stderr)
+            return 1
+
+
+def _prepare(args: argparse.Namespace, data_dir: str) -> int:
     name = args.name
-    try:
-        if name in recordings.KINDS:
-            whole = recorded(name, args.data_dir, args.timesteps, args.check)
-        else:
-            name = there(name, args.data_dir, args.check)
-            whole = pictures(name, args.data_dir, args.size)
-    except Exception as error:  # the outermost place; what nobody foresaw has its kind
-        text = " ".join(str(error).split())
-        if not isinstance(error, ValueError | ImportError | OSError) or not text:
-            text = f"{type(error).__name__}: {text}"
-        print(f"error: {text}", file=sys.stderr)
-        return 1
+    if name in recordings.KINDS:
+        whole = recorded(name, data_dir, args.timesteps, args.check)
+    else:
+        name = there(name, data_dir, args.check)
+        whole = pictures(name, data_dir, args.size)
     if not whole:
-        print(
-            f"error: {name}: not all of it can be read; data.corrupt=skip leaves "
-            "out what cannot",
-            file=sys.stderr,
+        raise ValueError(
+            f"{name}: not all of it can be read; data.corrupt=skip leaves out what "
+            "cannot"
         )
-        return 1
-    print(f"{name} in {args.data_dir} is ready")
+    print(f"{name} in {data_dir} is ready")
     name = name if name in data.SOURCES else f"tfds:{name}"
-    print(f"next: --config.data.name={name} --config.data.data_dir={args.data_dir}")
+    print(f"next: --config.data.name={name} --config.data.data_dir={data_dir}")
     return 0
 
 

@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -36,12 +37,17 @@ _DROPPED = ".dropped"  # ends the name of what is being deleted
 
 
 class _Hush(logging.Filter):
-    """Drops what orbax logs below `level` through absl; other records pass."""
+    """Drops what orbax logs below `level` through absl; other records pass.
+
+    What its threads raise it logs with a traceback, and raises again where we wait.
+    """
 
     level = logging.WARNING
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= self.level or "orbax" not in record.pathname
+        if "orbax" not in record.pathname:
+            return True
+        return record.levelno >= self.level and not record.exc_info
 
 
 _HUSH = _Hush()
@@ -173,6 +179,8 @@ def _reason(error: BaseException) -> str:
     """The root of `error` in one line."""
     error = _root(error)
     text = " ".join(str(error).split()).strip("\"' ")
+    if found := re.search(r"([^:]+) \[os_error_code='?\d", text):  # of tensorstore
+        text = found[1].strip()  # it comes last, behind long names of files
     return f"{text[:160]}{'…' * (len(text) > 160)}" or type(error).__name__
 
 

@@ -145,6 +145,30 @@ def test_a_run_prints_what_it_found_and_what_is_next(trained, no_figures, capsys
     assert max(map(len, out.replace(str(workdir), "").splitlines())) < 110
 
 
+def test_scores_are_kept_before_they_are_told(trained, no_figures, monkeypatch):
+    workdir, _ = trained
+
+    def fail(*_):
+        raise UnicodeEncodeError("ascii", "\u9ce5", 0, 1, "ordinal not in range")
+
+    monkeypatch.setattr(evaluation, "table", fail)
+    with pytest.raises(UnicodeEncodeError):
+        evaluation.run(_run_config(), workdir)
+    assert len(metrics.read_lines(workdir / "evaluations.jsonl")) == 1
+
+
+def test_scores_that_cannot_be_kept_are_told(trained, monkeypatch, capsys):
+    workdir, _ = trained
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluation, "_write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        evaluation.run(_run_config(), workdir)
+    assert "step 4, test: accuracy " in capsys.readouterr().out
+
+
 def test_the_last_checkpoint_of_a_stopped_run_is_scored(tmp_path, no_figures, capsys):
     loop.run(_config(train__stop_after=2, data__validation=50), tmp_path)
     config = _config(eval__split="validation", data__validation=50)

@@ -235,10 +235,43 @@ def test_the_unreadable_are_listed(encode):
     assert [text[:6] for text in found] == ["row 1:", "row 2:"]
 
 
-def test_whatever_goes_wrong_is_one_line(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("pw_name"), "KeyError: 'pw_name'; --traceback shows"),
+        (RuntimeError("two\nlines"), "RuntimeError: two lines; --traceback shows"),
+        (MemoryError(), "out of memory on the host; --traceback shows"),
+        (OSError(28, "No space left on device"), "expected room on the disk"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_line(error, words, monkeypatch, capsys, tmp_path):
     def fail(*_):
-        raise KeyError("pw_name")
+        raise error
 
     monkeypatch.setattr(prepare, "there", fail)
-    assert prepare.main(["mnist", f"--data_dir={tmp_path}"]) == 1
-    assert capsys.readouterr().err == "error: KeyError: 'pw_name'\n"
+    line = ["mnist", f"--data_dir={tmp_path}"]
+    assert prepare.main(line) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert words in err
+    with pytest.raises(type(error)):
+        prepare.main([*line, "--traceback"])
+
+
+def test_it_can_be_stopped(monkeypatch, capsys, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "there", stop)
+    assert prepare.main(["mnist", f"--data_dir={tmp_path}"]) == 130
+    assert capsys.readouterr() == ("interrupted\n", "")
+
+
+def test_a_home_directory_is_looked_up_at_the_door(monkeypatch, tmp_path, capsys):
+    given = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(prepare, "there", lambda name, place, check: name)
+    monkeypatch.setattr(prepare, "pictures", lambda *of: given.append(of) or True)
+    assert prepare.main(["mnist", "--data_dir", "~/sets"]) == 0
+    assert given == [("mnist", str(tmp_path / "sets"), None)]
+    assert f"data_dir={tmp_path / 'sets'}" in capsys.readouterr().out

@@ -253,6 +253,20 @@ def test_a_failure_in_the_background_is_told_once(tmp_path, monkeypatch, what):
         assert c.restore({"x": jnp.zeros(3)})[0] == 3
 
 
+def test_a_full_disk_is_told_in_few_words(tmp_path, capfd):
+    resource = pytest.importorskip("resource")  # of Unix
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    c, x = Checkpoints(tmp_path), np.random.default_rng(0).random((100, 100))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"/1 could not be written: File too large$"):
+            c.save(1, {"x": jnp.asarray(x)})
+            c.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_failure_of_orbax_in_the_background_is_told_too(tmp_path, capfd):
     from orbax.checkpoint import v1
 
