@@ -235,16 +235,16 @@ def _is_split(folder: Path) -> bool:
 
 
 def _check_classes(root: Path, folders: list[Path]) -> None:
-    """ValueError where each class holds splits of its own."""
+    """ValueError where a class holds splits of its own."""
 
     def holds_splits(folder: Path) -> bool:
-        roles = [_role(f.name) for f in tree.level(folder).folders]
-        return {(TRAIN, ()), (TEST, ())} <= set(roles)
+        roles = {_role(f.name) for f in tree.level(folder).folders}
+        return (TRAIN, ()) in roles and bool(roles & {(TEST, ()), (VALIDATION, ())})
 
-    if all(map(holds_splits, folders)):
+    if parted := [folder.name for folder in folders if holds_splits(folder)]:
         raise ValueError(
-            f"{root}: got splits in each of {few(f.name for f in folders)}, expected "
-            "them outside: train/CLASS/ and test/CLASS/"
+            f"{root}: got splits in {few(parted)}, expected them outside: train/CLASS/ "
+            "and test/CLASS/, or data.name to be the folder that holds train"
         )
 
 

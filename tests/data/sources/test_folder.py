@@ -230,7 +230,11 @@ AMBIGUOUS = {
     ),
     "inside out": (
         {"a/train": 5, "a/test": 2, "b/train": 5, "b/test": 2},
-        "got splits in each of a, b, expected them outside",
+        "got splits in a, b, expected them outside",
+    ),
+    "pictures beside labels": (
+        {"images/train/a": 5, "images/val/a": 2, "labels": 2},
+        "got splits in images, expected them outside",
     ),
     "other classes": (
         {"train/a": 5, "train/b": 5, "test/a": 2, "test/c": 2},
