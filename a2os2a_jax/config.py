@@ -8,15 +8,22 @@ choice to whoever takes the value.
 import copy
 import json
 import math
+import os
+import traceback
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from types import ModuleType
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 _LATER = "not built yet"
 NOT_BUILT = {  # key -> the only value it may have so far
     "train.profile_steps": None,
     "mesh.fsdp": 1,
 }
+MOST = 2**31 - 1  # of an integer on a device
+_A = {int: "an integer", float: "a number", bool: "True or False", str: "a word"}
 _LIBRARY = {"model.neuron.decay_input": True, "model.neuron.surrogate": "sigmoid"}
 
 
@@ -45,6 +52,46 @@ MAY_DIFFER = ("mesh.", "eval.", "train.stop_after", "train.log_steps")
 MAY_DIFFER += ("train.profile_steps", "data.workers")
 # the data themselves are compared: see train.workdir
 MAY_DIFFER += ("data.data_dir", "data.changed")
+
+
+def load(path: str) -> ConfigDict:
+    """The config of FILE, or of FILE:ARGUMENT, which its `get_config` is given.
+
+    Raises:
+      ValueError: there is no such file, it fails in whatever way, or gives no config.
+    """
+    name, colon, argument = path.partition(":")
+    if not os.path.exists(name) or os.path.isdir(name):
+        raise ValueError(f"--config: got {name}, expected a file as configs/digits.py")
+    try:
+        found = _module(name).get_config(*[argument] if colon else [])
+    except (Exception, SystemExit) as error:  # it is a program
+        raise ValueError(f"--config: {_failure(error, name)}") from error
+    if not isinstance(found, ConfigDict):
+        raise ValueError(
+            f"--config: got {type(found).__name__} from get_config() of {name}, "
+            "expected a ConfigDict as that of config.default()"
+        )
+    return ConfigDict(found) if isinstance(found, FrozenConfigDict) else found
+
+
+def _module(path: str) -> ModuleType:
+    loader = SourceFileLoader("config", path)
+    module = module_from_spec(spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError("got no get_config() in it, expected one that makes a config")
+    return module
+
+
+def _failure(error: BaseException, path: str) -> str:
+    """The place in the file where it failed, and why; of our own errors the text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    where = f"{path}, line {lines[-1]}" if lines else path
+    text = " ".join(str(error).split())
+    kind = "" if type(error) is ValueError and text else type(error).__name__
+    return ": ".join(filter(None, [where, kind, text]))
 
 
 def default() -> ConfigDict:
@@ -198,6 +245,17 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def types(tree: ConfigDict, prefix: str = "") -> dict[str, type]:
+    """{"model.heads": int, ...}: of what a value is, or would be where it is None."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, ConfigDict):
+            found |= types(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = tree.get_type(key)
+    return found
+
+
 def filled(config: ConfigDict) -> ConfigDict:
     """A copy in which the model's own choices stand where None left them to it.
 
@@ -225,11 +283,14 @@ def check(config: ConfigDict) -> None:
       ValueError: a missing key, one whose feature is not built yet, or a value out of
         its range; names the key, what was got and what was expected.
     """
-    flat, known = flatten(config), flatten(default())
+    flat, known = flatten(config), types(default())
     if missing := sorted(set(known) - set(flat)):
-        raise ValueError(f"config: {missing} missing; start from config.default()")
+        raise ValueError(
+            f"config: {_few(missing)} missing; start from config.default()"
+        )
     if extra := sorted(set(flat) - set(known)):
-        raise ValueError(f"config: got {extra}, which no one reads")
+        raise ValueError(f"config: got {_few(extra)}, which no one reads")
+    _check_types(flat, known)
     for key, only in NOT_BUILT.items():
         if flat[key] != only:
             raise ValueError(f"{key}: {flat[key]!r} is {_LATER}, expected {only!r}")
@@ -267,6 +328,28 @@ def check(config: ConfigDict) -> None:
     for key in ("train.label_smoothing", "train.ema", "model.drop_path"):
         if flat[key] is not None and not 0 <= flat[key] < 1:
             raise ValueError(f"{key}: got {flat[key]}, expected 0 <= it < 1")
+
+
+def _few(keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" * (len(keys) > 3)
+    return f"{keys[:3]}{more}"
+
+
+def _check_types(flat: dict[str, Any], known: dict[str, type]) -> None:
+    """ValueError for a value of another type, or an integer that no array holds.
+
+    A file need not begin with `default()`, whose keys keep their types.
+    """
+    unset = flatten(default())
+    for key, value in flat.items():
+        kind = known[key]
+        if value is None and unset[key] is None:
+            continue
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{key}: got {value!r}, expected {_A[kind]}")
+        if kind is int and key != "seed" and abs(value) > MOST:
+            raise ValueError(f"{key}: got {value}, expected at most {MOST}")
 
 
 def _above(key: str, value: float, low: float) -> None:

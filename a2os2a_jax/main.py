@@ -134,8 +134,8 @@ OPTIONS = {  # of one mode alone: flag -> (mode, what defines it, default)
     "out": ("predict", flags.DEFINE_string, None),
     "figures": ("predict", flags.DEFINE_integer, 8),
 }
-PATHS = ("workdir", "config", "image", "out")  # flags, and keys of a config
-PATHS += ("config.init_from", "config.data.data_dir")
+PATHS = ("image", "out")  # of these
+NO_DIR = "--workdir: got none, expected a directory for the run"
 LATER = ("bench",)
 
 
@@ -175,7 +175,7 @@ def parse(argv: Sequence[str]) -> Line:
     Raises:
       ValueError: names what was got and what was expected.
     """
-    from ml_collections import ConfigDict, config_flags
+    from ml_collections import config_flags
 
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -183,15 +183,13 @@ def parse(argv: Sequence[str]) -> Line:
     flags.DEFINE_bool("traceback", False, "", flag_values=values)
     for name, (_, define, default) in OPTIONS.items():
         define(name, default, "", flag_values=values)
-    # a list, else overrides are looked for in sys.argv
-    argv, unset = _unset(_at_home(argv))
-    own = _own_config(argv)
-    how = dict(flag_values=values, sys_argv=argv)
+    argv = values.read_flags_from_files(argv, force_gnu=False)
+    config = _config(argv)
+    argv, unset = _unset(_without(argv, "config"))
     try:
-        if own is None:
-            config_flags.DEFINE_config_file("config", None, **how)
-        else:
-            config_flags.DEFINE_config_dict("config", own, **how)
+        # a list, else overrides are looked for in sys.argv
+        how = dict(flag_values=values, sys_argv=argv)
+        config_flags.DEFINE_config_dict("config", config, **how)
         left = values(argv)[1:]
         config = values.config
     except (KeyError, AttributeError) as error:
@@ -200,54 +198,75 @@ def parse(argv: Sequence[str]) -> Line:
         raise ValueError(
             f"--config: expected a key of config.default(), got {got}"
         ) from error
-    except Exception as error:  # a config file is a program, and may fail in any way
-        if "parsing config file" in str(error):  # and there follows a traceback
-            while error.__context__:
-                error = error.__context__
+    except Exception as error:  # absl's own, and whatever a value makes of a parser
         text = " ".join(str(error).split())
         raise ValueError(f"command line: {text or type(error).__name__}") from error
     if left:
         raise ValueError(
             f"command line: got {left[0]!r}, expected flags alone (--help)"
         )
-    if config is None and not (values.mode in OWN_CONFIG and not values.workdir):
-        raise ValueError("--config: got none, expected a file as configs/digits.py")
-    if config is not None and not isinstance(config, ConfigDict):
-        got = config_flags.get_config_filename(values["config"])
-        raise ValueError(f"--config: got {got}, expected a file as configs/digits.py")
     _known(values.mode)
     _take_back(config, unset)
     options = {}
     for name, (mode, *_) in OPTIONS.items():
         if mode == values.mode:
-            options[name] = values[name].value
+            value = values[name].value
+            options[name] = value and _at_home(name, value) if name in PATHS else value
         elif values[name].present:
             raise ValueError(
                 f"--{name}: got {values[name].value!r} with --mode={values.mode}, "
                 f"expected none: it is of --mode={mode}"
             )
     if not values.workdir and values.mode not in NO_WORKDIR:
-        raise ValueError("--workdir: got none, expected a directory for the run")
+        raise ValueError(NO_DIR)
     if (values.workdir or "").startswith("zoo:") and values.mode != "predict":
         raise ValueError(
             f"--workdir: got {values.workdir} with --mode={values.mode}, expected a "
             f"directory: --config.init_from={values.workdir} starts from these weights"
         )
-    return Line(config, values.workdir, values.mode, values.traceback, options)
+    workdir = values.workdir and _at_home("workdir", values.workdir)
+    return Line(config, workdir, values.mode, values.traceback, options)
 
 
-def _at_home(argv: Sequence[str]) -> list[str]:
-    """The words, with the home directory for ~ in paths: no shell sees it behind =."""
-    words = []
-    for word in argv:
-        name, equals, value = word.partition("=")
-        if name.lstrip("-") in PATHS and value.startswith("~"):
-            try:
-                value = str(files.expanded(value))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-        words.append(f"{name}{equals}{value}")
-    return words
+def _at_home(flag: str, path: str) -> str:
+    """The path with the home directory for ~, which no shell sees behind =."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(files.expanded(path))
+    except ValueError as error:
+        raise ValueError(f"--{flag}: {error}") from error
+
+
+def _config(argv: Sequence[str]) -> Any:
+    """The config that a command line names, else that of its workdir.
+
+    Raises:
+      ValueError: there is none, or it is no config.
+    """
+    from a2os2a_jax import config as configs
+
+    path, workdir = _value(argv, "config"), _value(argv, "workdir")
+    if path is not None:
+        return configs.load(_at_home("config", path))
+    if _mode(argv) not in OWN_CONFIG:
+        raise ValueError("--config: got none, expected a file as configs/digits.py")
+    if not workdir:
+        raise ValueError(NO_DIR)
+    inference = importlib.import_module("a2os2a_jax.train.inference")
+    return inference.config_of(_at_home("workdir", workdir))
+
+
+def _without(argv: Sequence[str], flag: str) -> list[str]:
+    """The words but for those of a flag: --flag=value, or --flag value."""
+    kept, words = [], iter(argv)
+    for word in words:
+        name, equals, _ = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name != flag:
+            kept.append(word)
+        elif not equals:
+            next(words, None)
+    return kept
 
 
 def _unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -270,14 +289,6 @@ def _take_back(config: Any, keys: Sequence[str]) -> None:
         if may[key] is not None:
             raise ValueError(f"{key}: got None, expected a value as {may[key]!r}")
         config.update_from_flattened_dict({key: None})
-
-
-def _own_config(argv: Sequence[str]):
-    """The config of the workdir, where the command line names none; else None."""
-    workdir, mode = _value(argv, "workdir"), _mode(argv)
-    if mode not in OWN_CONFIG or not workdir or _value(argv, "config") is not None:
-        return None
-    return importlib.import_module("a2os2a_jax.train.inference").config_of(workdir)
 
 
 def main(argv: Sequence[str] = ()) -> int:

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -94,6 +95,96 @@ RANGES = [
 def test_a_value_out_of_range_is_refused_by_name(key, value, expected):
     with pytest.raises(ValueError, match=f"^{key}: got {value}, expected {expected}$"):
         config.check(_set(config.default(), key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("optim.lr", "fast", "'fast', expected a number"),
+        ("train.batch", 1.5, "1.5, expected an integer"),
+        ("train.batch", None, "None, expected an integer"),
+        ("train.batch", True, "True, expected an integer"),
+        ("train.batch", [64], r"\[64\], expected an integer"),
+        ("augment.flip", 1, "1, expected True or False"),
+        ("dtype", 0, "0, expected a word"),
+        ("model.heads", "4", "'4', expected an integer"),
+        ("model.heads", 2**31, "2147483648, expected at most 2147483647"),
+        ("augment.crop", -(10**12), "-1000000000000, expected at most 2147483647"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(key, value, expected):
+    with pytest.raises(ValueError, match=f"^{key}: got {expected}$"):
+        config.check(_set(config.default(), key, value))
+
+
+def test_a_whole_number_is_a_number():
+    config.check(_set(config.default(), "optim.clip", 1))
+
+
+def test_a_long_list_of_keys_is_cut():
+    with pytest.raises(ValueError, match=r"more missing; start from") as caught:
+        config.check(ConfigDict({"seed": 1}))
+    assert len(str(caught.value)) < 200
+
+
+# ---- files
+
+HEAD = "from a2os2a_jax import config\n\ndef get_config(arg='full'):\n"
+FAILING = {  # what stands in a file, and what is said of it
+    "raises": (f"{HEAD}    return 1 / 0", ", line 4: ZeroDivisionError: division by"),
+    "refuses": (f"{HEAD}    raise ValueError('got :x')", ", line 4: got :x"),
+    "asserts": (f"{HEAD}    assert False", ", line 4: AssertionError"),
+    "has no key": (f"{HEAD}    raise KeyError('w')", ", line 4: KeyError: 'w'"),
+    "ends the program": ("raise SystemExit(3)", ", line 1: SystemExit: 3"),
+    "wrong type": (
+        f"{HEAD}    config.default().update(seed='x')",
+        ", line 4: TypeError: Could not override field 'seed'",
+    ),
+    "is no Python": ("def get_config(:", ": SyntaxError: invalid syntax"),
+    "imports nothing": ("import nowhere_at_all", ", line 1: ModuleNotFoundError"),
+    "is empty": ("", ": got no get_config() in it, expected one that makes a config"),
+    "gives nothing": (f"{HEAD}    pass", "got NoneType from get_config() of "),
+    "gives a dict": (f"{HEAD}    return {{}}", "got dict from get_config() of "),
+}
+
+
+@pytest.mark.parametrize("what", FAILING)
+def test_a_file_that_fails_is_named_with_the_line(what, tmp_path):
+    text, expected = FAILING[what]
+    path = tmp_path / "c.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="^--config: ") as caught:
+        config.load(str(path))
+    said = str(caught.value)
+    assert expected in said and str(path) in said and "\n" not in said
+
+
+def test_a_file_is_given_its_argument(tmp_path):
+    path = tmp_path / "c"  # of any name
+    path.write_text(
+        f"{HEAD}    c = config.default()\n    c.data.name = arg\n    return c"
+    )
+    assert config.load(str(path)).data.name == "full"
+    assert config.load(f"{path}:a:b").data.name == "a:b"
+    assert config.load(f"{path}:").data.name == ""
+    assert "config" not in sys.modules
+
+
+def test_a_frozen_config_can_be_overridden(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(
+        "from ml_collections import FrozenConfigDict\n"
+        f"{HEAD}    return FrozenConfigDict(config.default())"
+    )
+    found = config.load(str(path))
+    found.seed = 3
+    assert config.to_json(found) == config.to_json(config.default()) | {"seed": 3}
+
+
+@pytest.mark.parametrize("name", ["nowhere.py", "", "."])
+def test_a_file_that_is_not_there(name):
+    with pytest.raises(ValueError, match=f"got {name}, expected a file as configs/"):
+        config.load(name)
 
 
 def test_mixing_stops_after_an_epoch_or_never():

@@ -1,3 +1,5 @@
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import pytest
 from a2os2a_jax import config as configs
 from a2os2a_jax import main
 from a2os2a_jax.commands import plan
-from a2os2a_jax.train import checkpoint, metrics, setup
+from a2os2a_jax.train import checkpoint, finetune, metrics, setup
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -320,18 +322,85 @@ def test_what_a_run_turns_on_in_jax_ends_with_it(tmp_path, monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false"
 
 
-def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["{}={}", "{} {}"])
+def test_paths_may_begin_at_home(form, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.py").write_text((ROOT / "configs" / "digits.py").read_text())
-    given = ["main", "--config=~/c.py:smoke", "--workdir=~/run"]
-    given += ["--config.init_from=~/other@best", "--config.data.data_dir=~/sets"]
-    found = main.parse(given)
-    assert found.workdir == str(tmp_path / "run")
-    assert found.config.init_from == str(tmp_path / "other@best")
-    assert found.config.data.data_dir == str(tmp_path / "sets")
-    words = main.parse([*given, "--mode=predict", "--image=~/a.png", "--out=~/o"])
-    assert words.options["image"] == str(tmp_path / "a.png")
-    assert words.options["out"] == str(tmp_path / "o")
+
+    def parsed(**given):
+        words = [
+            form.format(f"--{name}", value).split() for name, value in given.items()
+        ]
+        return main.parse(["main", *sum(words, [])])
+
+    found = parsed(config="~/c.py:smoke", workdir="~/run")
+    assert found.workdir == str(tmp_path / "run") and found.config.data.name == "fake"
+    given = dict(config="~/c.py:smoke", workdir="~/run", mode="predict")
+    found = parsed(**given, image="~/a.png", out="~/o")
+    assert found.options["image"] == str(tmp_path / "a.png")
+    assert found.options["out"] == str(tmp_path / "o")
+    (tmp_path / "run").mkdir()
+    c = configs.default()
+    c.seed = 7
+    (tmp_path / "run" / "config.json").write_text(json.dumps(configs.to_json(c)))
+    assert parsed(mode="export", workdir="~/run").config.seed == 7
+
+
+def test_keys_that_are_paths_stay_as_given_and_are_looked_up_at_home(
+    tmp_path, monkeypatch
+):
+    """A run that was begun so goes on: its config.json holds them as they are."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ["--config.init_from=~/other@best", "--config.data.data_dir=~/sets"]
+    found = main.parse(["main", SMOKE, "--mode=plan", *given]).config
+    assert (found.init_from, found.data.data_dir) == ("~/other@best", "~/sets")
+    with pytest.raises(ValueError, match=f"found no folder .*{tmp_path}/pictures"):
+        setup.load_data(configs_with(name="folder:~/pictures", size=8))
+    with pytest.raises(ValueError, match=f"folder {tmp_path}/sets/pictures"):
+        setup.load_data(configs_with(name="folder:pictures", data_dir="~/sets", size=8))
+    with pytest.raises(ValueError, match="init_from: got ~/other@best, which does not"):
+        finetune.source("~/other@best")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=f"got {tmp_path}/other, which has no config"):
+        finetune.source("~/other@best")
+
+
+def configs_with(**data):
+    c = configs.default()
+    c.data.update(data)
+    return c
+
+
+@pytest.mark.parametrize("mode", [mode for mode in main.MODES if mode != "predict"])
+def test_a_workdir_of_python_may_begin_at_home(mode, tmp_path, monkeypatch):
+    """Every command looks there, as the command line does."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    c = main.parse(["main", SMOKE, "--mode=plan"]).config
+    module = importlib.import_module(main.MODES[mode])
+    with contextlib.suppress(ValueError):  # none of this program's
+        module.run(c, "~/run")
+    assert not (tmp_path / "~").exists()
+
+
+def test_without_a_home_directory_a_path_from_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert call(SMOKE, "--workdir", "~/run") == 1
+    one_error(capsys.readouterr().err, "--workdir: got ~/run, expected a path without")
+
+
+def test_a_config_file_that_ends_the_program_does_not(tmp_path, capsys):
+    (tmp_path / "c.py").write_text("raise SystemExit(3)")
+    assert call(f"--config={tmp_path / 'c.py'}", "--mode=plan") == 1
+    one_error(capsys.readouterr().err, "--config: ", "c.py, line 1: SystemExit: 3")
+
+
+def test_flags_come_in_any_order(capsys):
+    assert (
+        main.parse(["main", "--config.seed=5", SMOKE, "--mode=plan"]).config.seed == 5
+    )
 
 
 def test_a_notebooks_backend_and_an_old_pipe_cost_no_run(tmp_path, quick_compilation):

@@ -18,6 +18,7 @@ from a2os2a_jax import config as configs
 from a2os2a_jax import models
 from a2os2a_jax.analysis import audit
 from a2os2a_jax.data.catalogue import KNOWN
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train import setup, trained
 from a2os2a_jax.train import workdir as workdirs
 
@@ -31,7 +32,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Raises:
       ValueError: the config describes no model, or the workdir holds another's run.
     """
-    folder = Path(workdir)
+    folder = expanded(workdir)
     parts, variables, of = _weights(config, folder)
     shape = (1, *parts.dataset.shape)
     tokens = shape[-2] if parts.model.stem == "tokens" else None

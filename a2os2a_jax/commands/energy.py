@@ -7,7 +7,6 @@ constants (`analysis.energy`), an estimate.
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +20,7 @@ from a2os2a_jax import models
 from a2os2a_jax.analysis import activity, audit, energy, rates, summary
 from a2os2a_jax.commands.certify import ALLOW, certify
 from a2os2a_jax.data.pipeline import Split
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train import setup, trained
 from a2os2a_jax.train import workdir as workdirs
 from a2os2a_jax.train.evaluate import size_of
@@ -35,7 +35,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       ValueError: no run of this config is there, or `eval.*` asks for what it or the
         data have not; names the key.
     """
-    folder = Path(workdir)
+    folder = expanded(workdir)
     if jax.process_count() > 1:
         raise ValueError(
             f"--mode=energy: got {jax.process_count()} processes, expected one"

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import failures, texts
 from a2os2a_jax.analysis import plots
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train import metrics, trained
 from a2os2a_jax.train import workdir as workdirs
 
@@ -33,7 +34,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       ValueError: an option that does not fit the run; see `trained.load`.
       FloatingPointError: the loss is not finite; nothing is written.
     """
-    folder = Path(workdir)
+    folder = expanded(workdir)
     if folder.is_file():
         raise ValueError(f"--workdir: got the file {workdir}, expected a directory")
     found = trained.load(config, folder)

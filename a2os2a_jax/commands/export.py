@@ -17,6 +17,7 @@ from a2os2a_jax import texts
 from a2os2a_jax.commands import certify
 from a2os2a_jax.data import pipeline
 from a2os2a_jax.data.catalogue import KNOWN
+from a2os2a_jax.files import expanded
 from a2os2a_jax.interop import export
 from a2os2a_jax.train import inference, metrics
 from a2os2a_jax.train import workdir as workdirs
@@ -41,7 +42,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         there and holds something else.
       OSError: the folder cannot be written; names it.
     """
-    folder = Path(workdir)
+    folder = expanded(workdir)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"workdir {folder}: got no config.json, expected the DIR of a trained run"

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from a2os2a_jax import config as configs
 from a2os2a_jax.analysis import plots, rates
 from a2os2a_jax.commands import eval as evaluation
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train import evaluate, metrics, setup, trained
 from a2os2a_jax.train import workdir as workdirs
 
@@ -89,7 +90,7 @@ def run(config: ConfigDict, workdir: str) -> list[Path]:
       ImportError: matplotlib is not installed.
     """
     plots.check_matplotlib()
-    folder, written = Path(workdir), []
+    folder, written = expanded(workdir), []
     for figure in _figures(config, trained.load(config, folder), folder):
         paths = [folder / "figures" / f"{figure.name}{end}" for end in _ENDINGS]
         due = [path for path in paths if not _is_there(path, figure.source)]

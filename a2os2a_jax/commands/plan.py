@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from a2os2a_jax import config as configs
 from a2os2a_jax.analysis import summary
 from a2os2a_jax.data.pipeline import Dataset
+from a2os2a_jax.files import expanded
 from a2os2a_jax.modules import attention as attentions
 from a2os2a_jax.modules import neuron as neurons
 from a2os2a_jax.train import optim
@@ -39,7 +40,9 @@ def run(config: ConfigDict, workdir: str | None = None) -> dict[str, Any]:
     found = numbers(config, parts) | {"parameters": summary.total(layers)}
     state, where = "", None
     if workdir is not None:
-        state, where = standing(config, Path(workdir), parts.total_steps, parts.dataset)
+        state, where = standing(
+            config, expanded(workdir), parts.total_steps, parts.dataset
+        )
     rows = [*describe(config, parts, found), *([("workdir", where)] if where else [])]
     rule = "-" * 72
     lines = command(sys.argv, workdir or f"runs/{parts.dataset.name}")

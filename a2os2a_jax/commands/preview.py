@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from a2os2a_jax import texts
 from a2os2a_jax.analysis import plots
 from a2os2a_jax.data import pipeline
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train.setup import Parts, prepare
 from a2os2a_jax.train.workdir import PREVIEW
 
@@ -37,7 +38,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
             f"{parts.dataset.shape}, expected pictures or frames"
         )
     seen = first(config, parts)
-    path = Path(workdir) / PREVIEW
+    path = expanded(workdir) / PREVIEW
     if jax.process_index() == 0:
         draw(parts, seen, path)
         a = seen["images"]

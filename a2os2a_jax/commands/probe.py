@@ -6,7 +6,6 @@ difference is what the model adds.
 """
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train import evaluate, finetune, metrics, probe, setup
 from a2os2a_jax.train import workdir as workdirs
 
@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       ValueError: no run of this config is there, or `eval.*` asks for what it or the
         data have not; names the key.
     """
-    folder, c = Path(workdir), config.eval
+    folder, c = expanded(workdir), config.eval
     shots = probe.parse_shots(c.shots)
     if c.split == "train":
         raise ValueError(

@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 from a2os2a_jax import failures
 from a2os2a_jax.analysis import plots
 from a2os2a_jax.commands import figures
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train import loop, metrics
 from a2os2a_jax.train import workdir as workdirs
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Trains, draws what is not drawn yet, prints a table; returns the result."""
-    folder = Path(workdir)
+    folder = expanded(workdir)
     finished = (folder / "result.json").exists()
     result = loop.run(config, workdir)
     if "stopped_by" in result:

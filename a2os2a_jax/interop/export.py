@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax import export
 
+from a2os2a_jax.files import expanded
 from a2os2a_jax.interop import loader, weights
 
 FORMAT = 1
@@ -97,7 +98,7 @@ def write(
       ValueError: the folder holds something else, or the arrays are of many dtypes.
       OSError: it cannot be written; names it.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     kinds = {jnp.dtype(x.dtype) for x in flat(variables).values()}
     if len(kinds) != 1 or next(iter(kinds)).name not in ("float32", "float64"):
         raise ValueError(
@@ -182,7 +183,7 @@ def read(folder: str | os.PathLike) -> dict[str, Any]:
       ValueError: there is none, it is damaged, or of a newer format; names the keys
         that it lacks.
     """
-    path = Path(folder) / ABOUT
+    path = expanded(folder) / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (json.JSONDecodeError, OSError):

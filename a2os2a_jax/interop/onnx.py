@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import export, lax
 from jax.extend import core
 
-from a2os2a_jax.files import write_atomically
+from a2os2a_jax.files import expanded, write_atomically
 from a2os2a_jax.models.columnar import Columnar
 
 INPUT, OUTPUT = "images", "logits"
@@ -57,7 +57,7 @@ def save(
       ImportError: jax2onnx is missing.
       OSError: it cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     _check(model, path)
     if path.exists():
         raise FileExistsError(f"onnx {path}: got a file that exists, expected none")

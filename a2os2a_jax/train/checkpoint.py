@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from a2os2a_jax.files import write_atomically
+from a2os2a_jax.files import expanded, write_atomically
 
 _STATE, _FILES, _FORMAT = "state", "files.json", 1
 _DROPPED = ".dropped"  # ends the name of what is being deleted
@@ -206,7 +206,7 @@ class Checkpoints:
     ):
         if keep is not None and keep < 1:
             raise ValueError(f"Checkpoints: keep {keep}, expected at least 1 or None")
-        self.directory = Path(directory).absolute()  # orbax takes no relative paths
+        self.directory = expanded(directory).absolute()  # orbax takes no relative paths
         self.skipped: dict[int, str] = {}
         self._keep = keep
         self._report = report or (lambda line: print(line, file=sys.stderr))

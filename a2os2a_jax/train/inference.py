@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from a2os2a_jax import config as configs
 from a2os2a_jax import models, zoo
 from a2os2a_jax.data import pipeline
+from a2os2a_jax.files import expanded
 from a2os2a_jax.interop import export, loader, weights
 from a2os2a_jax.train import finetune, setup
 from a2os2a_jax.train.workdir import DATA, read_json
@@ -55,6 +56,7 @@ def config_of(place: str) -> ConfigDict:
       ValueError: there is no run, no exported folder, no weights; or its config has
         keys that are unknown here.
     """
+    place = str(expanded(place))
     return from_json(_config(place), place)
 
 
@@ -103,6 +105,7 @@ def load(config: ConfigDict, place: str) -> Ready:
         cannot honour.
     """
     configs.check(config)
+    place = str(expanded(place))
     if differing := configs.differences(_config(place), configs.to_json(config)):
         raise ValueError(
             f"workdir {place} holds a model of another config: {'; '.join(differing)}"

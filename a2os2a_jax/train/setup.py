@@ -92,6 +92,11 @@ def prepare(config: ConfigDict) -> Parts:
     model = make_model(config, dataset)
     epoch_steps = pipeline.steps_per_epoch(dataset.train.size, t.batch)
     total_steps = max(1, round(t.epochs * epoch_steps)) if t.steps is None else t.steps
+    if total_steps > configs.MOST:
+        raise ValueError(
+            f"train.epochs: got {t.epochs:g}, expected at most "
+            f"{configs.MOST // epoch_steps:,}, which are {configs.MOST} steps"
+        )
     rate = optim.schedule(
         lr=o.lr,
         warmup_lr=o.warmup_lr,
@@ -192,7 +197,7 @@ def _inputs(a: ConfigDict, dataset: pipeline.Dataset, epoch_steps: int) -> step.
         std=dataset.std,
     )
     mixed = mix.build(mixup=a.mixup, cutmix=a.cutmix)
-    until = None if a.off_epoch is None else a.off_epoch * epoch_steps
+    until = a.off_epoch and min(a.off_epoch * epoch_steps, configs.MOST)
     return step.Inputs(augmented, mixed, dataset.classes, until)
 
 

@@ -6,7 +6,6 @@ The keys `eval.*` of a config say so. Nothing here looks at a score of the test 
 
 import copy
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
 from a2os2a_jax import data as datasets
+from a2os2a_jax.files import expanded
 from a2os2a_jax.train import finetune, parallel
 from a2os2a_jax.train.average import average
 from a2os2a_jax.train.checkpoint import Checkpoints
@@ -57,8 +57,8 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
         or its model does not fit `eval.data`, `timesteps` or `size`; see
         `finetune.whole`.
     """
-    c = config.eval
-    if config.init_from is not None and not (Path(workdir) / "config.json").exists():
+    c, workdir = config.eval, expanded(workdir)
+    if config.init_from is not None and not (workdir / "config.json").exists():
         return _untrained(config)
     home = config
     if _is_other(config):  # split and examples are then the other set's
@@ -74,7 +74,7 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> Trained:
         changed = {"ema": False} | changed
     if len(chosen) > 1:
         changed = {"average": len(chosen)} | changed
-    if differing := changed_data(Path(workdir), of_training.dataset):
+    if differing := changed_data(workdir, of_training.dataset):
         changed |= {"data.changed": differing}
     return Trained(
         parts,
@@ -207,7 +207,8 @@ def _variant(config: ConfigDict, trained: Parts) -> ConfigDict:
         width = {"classes": old.classes, "channels": old.shape[-1]}
         wanted = config.data.to_dict() | image | width | {"area": None}
         takes = datasets.takes(c.data)
-        new.data.update({k: v if k in takes else None for k, v in wanted.items()})
+        unset = configs.default().data
+        new.data.update({k: v if k in takes else unset[k] for k, v in wanted.items()})
         new.data.name = c.data
         new.data.validation = config.data.validation if c.split == "validation" else 0
         # nothing is trained on it: it may be smaller than a batch

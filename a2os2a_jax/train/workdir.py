@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from a2os2a_jax import config as configs
 from a2os2a_jax.data.pipeline import Dataset
-from a2os2a_jax.files import is_unfinished, write_atomically
+from a2os2a_jax.files import expanded, is_unfinished, write_atomically
 from a2os2a_jax.train import lock
 from a2os2a_jax.train.checkpoint import Checkpoints
 from a2os2a_jax.train.setup import Parts, prepare
@@ -162,7 +162,7 @@ def open_run(
       ValueError: no run of this config is there, or its data are not those that it was
         trained on and `data.changed` is not set.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     path = workdir / CONFIG
     if not path.exists():
         raise ValueError(
